@@ -1,0 +1,1 @@
+"""Values and pure policy; no I/O. What is configured and what is decided is declared here, once."""

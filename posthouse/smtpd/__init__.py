@@ -1,0 +1,1 @@
+"""The SMTP face: submission by programs and devices."""

@@ -1,0 +1,1 @@
+"""All SQL, the key ring and the content of messages."""

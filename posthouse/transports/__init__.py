@@ -1,0 +1,1 @@
+"""Ways out: one module per kind of server. base.py is the contract."""
