@@ -5,7 +5,9 @@ import poplib
 import smtplib
 import socket
 import ssl
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import psycopg
 import pytest
@@ -78,7 +80,9 @@ class TestCaptureServer:
         with socket.create_connection(("127.0.0.1", sink.port), timeout=10) as client:
             lines = client.makefile("rb")
             lines.readline()
-            client.sendall(b"HELO x\r\nMAIL FROM:<a@b.test>" + parameters.encode() + b"\r\nRCPT TO:<c@d.test>\r\nDATA\r\n")
+            client.sendall(
+                b"HELO x\r\nMAIL FROM:<a@b.test>" + parameters.encode() + b"\r\nRCPT TO:<c@d.test>\r\nDATA\r\n"
+            )
             client.sendall(content + b".\r\nQUIT\r\n")
             assert lines.read().endswith(b"221 2.0.0 bye\r\n")
         assert sink.wait_for_one().objections == (objection,)
@@ -135,6 +139,7 @@ class TestCertificates:
     ) -> None:
         sink = start_sink(CaptureOptions(tls=authority.issue(flaw), implicit_tls=True))
         context = authority.client_context()
+        context.hostname_checks_common_name = False
         # Distributions differ in the level they set; level 2 is what Debian sets.
         context.set_ciphers("DEFAULT:@SECLEVEL=2")
         with pytest.raises(ssl.SSLCertVerificationError, match=reason):
@@ -146,7 +151,7 @@ class TestPostfix:
         postfix = start_postfix(PostfixOptions(relay_to=f"127.0.0.1:{sink.port}"))
         send(postfix.port)
         message = sink.wait_for_one()
-        assert message.content.endswith(MAIL)
+        assert message.body == MAIL.partition(b"\r\n\r\n")[2]
         assert "Postfix" in message.header_values("Received")[0]
         wait_until(lambda: not postfix.queued(), "an empty queue")
         assert "status=sent" in postfix.log()
@@ -185,9 +190,8 @@ class TestPostfix:
                 client.login("anna", "wrong")
             client.login("anna", "anna's secret")
             client.sendmail("anna@example.test", ["bert@example.test"], MAIL)
-        assert wait_until(lambda: postfix.delivered("bert"), "mail in bert's maildir")[0].endswith(
-            MAIL.replace(b"\r\n", b"\n")
-        )
+        mail = wait_until(lambda: postfix.delivered("bert"), "mail in bert's maildir")[0]
+        assert mail.endswith(b"\n\n.a line with a dot\nend\n")
 
     @pytest.mark.parametrize("offered", [True, False])
     def test_smtputf8_can_be_left_out(self, start_postfix: StartPostfix, offered: bool) -> None:
@@ -210,7 +214,7 @@ class TestDovecot:
         send(postfix.port)
         wait_until(lambda: postfix.delivered("bert"), "mail in bert's maildir")
         imap = imaplib.IMAP4("127.0.0.1", dovecot.imap_port, timeout=10)
-        imap.login("bert", '"bert\'s secret"')
+        imap.login("bert", "bert's secret")
         assert imap.select("INBOX")[1] == [b"1"]
         imap.logout()
         pop3 = poplib.POP3("127.0.0.1", dovecot.pop3_port, timeout=10)
@@ -223,14 +227,15 @@ class TestDovecot:
         dovecot = start_dovecot(DovecotOptions(tls=authority.issue(), require_tls=True))
         assert dovecot.imaps_port
         assert dovecot.pop3s_port
-        with imaplib.IMAP4("localhost", dovecot.imap_port, timeout=10) as imap:
+        with imaplib.IMAP4(dovecot.host, dovecot.imap_port, timeout=10) as imap:
             assert "LOGINDISABLED" in imap.capabilities
             imap.starttls(authority.client_context())
-            imap.login("anna", '"anna\'s secret"')
-        with imaplib.IMAP4_SSL("localhost", dovecot.imaps_port, ssl_context=authority.client_context()) as imap:
-            imap.login("anna", '"anna\'s secret"')
-        pop3 = poplib.POP3_SSL("localhost", dovecot.pop3s_port, context=authority.client_context(), timeout=10)
-        assert pop3.apop is not None
+            imap.login("anna", "anna's secret")
+        with imaplib.IMAP4_SSL(dovecot.host, dovecot.imaps_port, ssl_context=authority.client_context()) as imap:
+            imap.login("anna", "anna's secret")
+        pop3 = poplib.POP3_SSL(dovecot.host, dovecot.pop3s_port, context=authority.client_context(), timeout=10)
+        pop3.user("anna")
+        pop3.pass_("anna's secret")
         pop3.quit()
 
 
@@ -275,13 +280,14 @@ class TestPostgres:
         server = start_postgres(fsync=False)
         with psycopg.connect(server.url(), autocommit=True) as connection:
             server.freeze()
-            connection.pgconn.send_query(b"SELECT 1")
-            with socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as raw:
-                raw.settimeout(0.2)
-                with pytest.raises(TimeoutError):
-                    raw.recv(1, socket.MSG_PEEK)
+            answer: Future[object] = Future()
+            asker = threading.Thread(target=lambda: answer.set_result(connection.execute("SELECT 1").fetchone()))
+            asker.start()
+            with pytest.raises(TimeoutError):
+                answer.result(0.2)
             server.thaw()
-            wait_until(lambda: (connection.pgconn.consume_input(), not connection.pgconn.is_busy())[1], "the answer")
+            assert answer.result(10) == (1,)
+            asker.join()
 
 
 def test_smtp_sink_counts(counting_sink: CountingSink) -> None:

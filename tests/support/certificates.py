@@ -1,7 +1,7 @@
 """A certificate authority made for one test run, and leaves with every fault that a mail server's certificate may have.
 
-The files are written where the caller says; nothing touches the system's trust. Leaves are for localhost, 127.0.0.1 and
-::1 unless told otherwise.
+The files are written where the caller says; nothing touches the system's trust. Leaves are for localhost, 127.0.0.1,
+127.0.0.2 and ::1 unless told otherwise.
 """
 
 import datetime as dt
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
-LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+LOCAL_NAMES = ("localhost", "127.0.0.1", "127.0.0.2", "::1")
 
 
 class Flaw(StrEnum):
@@ -115,7 +115,8 @@ class CertificateAuthority:
         if issuer:
             builder = builder.add_extension(_authority_key(issuer), critical=False)
         if flaw is not Flaw.CN_ONLY:
-            builder = builder.add_extension(x509.SubjectAlternativeName([_name(name) for name in names]), critical=False)
+            alternatives = x509.SubjectAlternativeName([_name(name) for name in names])
+            builder = builder.add_extension(alternatives, critical=False)
         certificate = builder.sign(issuer.key if issuer else key, hashes.SHA256())
         return self._write(flaw, certificate, key, sent_along)
 

@@ -1,7 +1,7 @@
 """A Dovecot of the test's own: IMAP, POP3 and the auth service on free ports of 127.0.0.1, mail in maildirs.
 
-Given another server's mail folder (`Postfix.mail_folder`) it shows what that one delivered. As root it keeps the mail as
-the user `mail`, as Postfix does in `postfix.py`.
+Given another server's mail folder (`Postfix.mail_folder`) it shows what that one delivered. It keeps the mail as the
+user `mail`, as Postfix does in `postfix.py`, and needs root for that.
 """
 
 import pwd
@@ -39,23 +39,25 @@ class Dovecot:
         self.options = options or DovecotOptions()
         self.folder = folder
         self.mail_folder = self.options.mail_folder or folder / "mail"
-        self.imap_port, self.pop3_port, self.auth_port = free_port(), free_port(), free_port()
-        self.imaps_port = free_port() if self.options.tls else None
-        self.pop3s_port = free_port() if self.options.tls else None
+        # Dovecot holds a client with its own address for secure enough; a client of 127.0.0.2 comes from 127.0.0.1.
+        self.host = "127.0.0.2" if self.options.require_tls else "127.0.0.1"
+        self.imap_port, self.pop3_port, self.auth_port = (free_port(self.host) for _ in range(3))
+        self.imaps_port = free_port(self.host) if self.options.tls else None
+        self.pop3s_port = free_port(self.host) if self.options.tls else None
         self._child: Child | None = None
         self._write_configuration()
 
     @property
     def auth_address(self) -> str:
         """Give `host:port` of the auth service, for `PostfixOptions.sasl`."""
-        return f"127.0.0.1:{self.auth_port}"
+        return f"{self.host}:{self.auth_port}"
 
     def start(self) -> None:
         """Start it and return when it takes connections."""
-        arguments = [program("dovecot"), "-F", "-c", self.folder / "dovecot.conf"]
+        arguments = [program("dovecot"), "-F", "-c", str(self.folder / "dovecot.conf")]
         self._child = Child(arguments, self.folder / "master.log")
         ports = (self.imap_port, self.pop3_port, self.auth_port)
-        self._child.wait_for(lambda: all(listens(port) for port in ports), "Dovecot's ports")
+        self._child.wait_for(lambda: all(listens(port, self.host) for port in ports), "Dovecot's ports")
 
     def stop(self) -> None:
         """End it; the mail stays on disk."""
@@ -79,11 +81,12 @@ class Dovecot:
         (self.folder / "dovecot.conf").write_text(
             f"""\
 protocols = imap pop3
-listen = 127.0.0.1
+listen = {self.host}
 base_dir = {self.folder}/run
 state_dir = {self.folder}/state
 log_path = {self.folder}/dovecot.log
 auth_verbose = yes
+auth_failure_delay = 0
 auth_mechanisms = {self.options.mechanisms}
 mail_location = maildir:{self.mail_folder}/%n
 mail_uid = {owner.pw_uid}
@@ -114,6 +117,12 @@ service pop3-login {{
   inet_listener pop3s {{
     port = {self.pop3s_port or 0}
     ssl = yes
+  }}
+}}
+service anvil {{
+  # No waiting after wrong passwords.
+  unix_listener anvil-auth-penalty {{
+    mode = 0
   }}
 }}
 service auth {{

@@ -56,7 +56,7 @@ class PostgresServer:
             "timezone": "UTC",
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        arguments = [_postgres_program("postgres"), "-D", self._data, *options]
+        arguments = [_postgres_program("postgres"), "-D", str(self._data), *options]
         self._child = Child(arguments, self._folder / "postgres.log", user="postgres", cwd=self._data)
         self._child.wait_for(self._answers, "PostgreSQL's answer", timeout_s=30)
 

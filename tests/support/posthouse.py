@@ -1,4 +1,4 @@
-"""Posthouse itself, started as people start it: the installed program in a process of its own, spoken to from outside."""
+"""Posthouse itself, started as people start it: the installed program in a process of its own, seen from outside."""
 
 import http.client
 import json
@@ -39,7 +39,7 @@ class Answer:
 
 
 class PosthouseProcess:
-    """One node on a data folder. `start` and `restart` keep folder and ports, so a crash can be followed by a return."""
+    """One node on a data folder. `start` and `restart` keep folder and ports, so it can come back after a crash."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class PosthouseProcess:
             text=True,
             timeout=60,
             env=self._environment,
-            **({"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}),  # type: ignore[arg-type]
+            input=stdin or "",
         )
 
     def cli(self, *arguments: str) -> Any:
