@@ -130,14 +130,11 @@ class Postfix:
     def _write_configuration(self) -> None:
         self._make_folders()
         lines = "".join(f"{name} = {value}\n" for name, value in self._parameters().items())
-        main = self._configuration / "main.cf"
-        main.write_text(lines)
-        # Postfix waits until the file is two seconds old, lest somebody is still writing it.
-        os.utime(main, times=(time.time() - 60,) * 2)
+        _write(self._configuration / "main.cf", lines)
         listeners = [f"127.0.0.1:{self.port} inet n - n - - smtpd"]
         if self.tls_port:
             listeners.append(f"127.0.0.1:{self.tls_port} inet n - n - - smtpd\n  -o smtpd_tls_wrappermode=yes")
-        (self._configuration / "master.cf").write_text("\n".join(listeners) + "\n" + _SERVICES)
+        _write(self._configuration / "master.cf", "\n".join(listeners) + "\n" + _SERVICES)
 
     def _make_folders(self) -> None:
         """Make what `postfix check` would make, in a hundredth of its time."""
@@ -180,7 +177,7 @@ class Postfix:
             host, _, port = self.options.relay_to.rpartition(":")
             return {"relayhost": f"[{host}]:{port}"}
         users = self._configuration / "users"
-        users.write_text("".join(f"{user}@{self.options.domain} {user}/\n" for user in self.options.users))
+        _write(users, "".join(f"{user}@{self.options.domain} {user}/\n" for user in self.options.users))
         owner = pwd.getpwnam(MAIL_USER)
         return {
             "virtual_mailbox_domains": self.options.domain,
@@ -212,6 +209,12 @@ class Postfix:
             "smtpd_tls_auth_only": _yes(not self.options.auth_in_clear),
             "smtpd_relay_restrictions": "permit_sasl_authenticated, reject",
         }
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that looks old: Postfix waits for two seconds lest somebody is still writing a newer one."""
+    path.write_text(text)
+    os.utime(path, times=(time.time() - 60,) * 2)
 
 
 def _make_folder(folder: Path, user: str, group: str | None = None, *, mode: int = 0o755) -> None:
