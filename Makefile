@@ -4,7 +4,7 @@
 #   make test        everything that ends within 20 minutes, on real servers (installs Debian packages where it may)
 #   make test-quick  what needs no server program and no root
 #   make soak        the long forms of the tests
-#   make bench       speed and memory; figures go to bench/RESULTS.md   (BENCH="--only relay --rounds 3" to choose)
+#   make bench       speed and memory; figures go to bench/RESULTS.md   (BENCH="--only kept,latency --rounds 3" to choose)
 #   make check       ruff, mypy --strict, the direction of imports
 #   make docs        the reference pages, printed from the models
 
@@ -41,7 +41,7 @@ soak: setup programs
 	$(BIN)/pytest $(PYTEST_FLAGS) -m soak
 
 bench: setup programs
-	$(BIN)/python -m bench $(BENCH)
+	$(BIN)/python -m bench.relay $(BENCH)
 
 check: setup
 	$(BIN)/ruff check .

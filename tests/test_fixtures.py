@@ -154,7 +154,7 @@ class TestPostfix:
         assert message.body == MAIL.partition(b"\r\n\r\n")[2]
         assert "Postfix" in message.header_values("Received")[0]
         wait_until(lambda: not postfix.queued(), "an empty queue")
-        assert "status=sent" in postfix.log()
+        wait_until(lambda: "status=sent" in postfix.log(), "a line in the log")
 
     def test_it_keeps_what_it_cannot_relay_and_tries_again_when_flushed(
         self, start_postfix: StartPostfix, sink: CaptureServer
