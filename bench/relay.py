@@ -153,10 +153,10 @@ def _rate(system: System, load: Load, count: int, sink: CountingSink) -> float:
 
 
 def _smtp_source(octets: int, *flags: str) -> Load:
-    """Give a load by Postfix's own sender; -N makes every recipient another one."""
+    """Give a load by Postfix's own sender. All mail is for one recipient, which is how Postfix is quickest."""
 
     def run(system: System, count: int) -> None:
-        sender = ("-f", "bench@example.test", "-t", "somebody@example.test", "-M", "localhost", "-N")
+        sender = ("-f", "bench@example.test", "-t", "somebody@example.test", "-M", "localhost")
         size = ("-s", str(min(SESSIONS, count)), "-m", str(count), "-l", str(octets), "-C", "10")
         subprocess.run(
             [program("smtp-source"), *flags, *sender, *size, f"127.0.0.1:{system.port}"], check=True, timeout=600
