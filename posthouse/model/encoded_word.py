@@ -61,39 +61,41 @@ def decode_words(text: str) -> str:
     return "".join(pieces)
 
 
-def encode_words(text: str) -> list[str]:
-    """Encoded-words in UTF-8 that together stand for `text`; no character is split over two (RFC 2047 section 5)."""
+def encode_words(text: str, taken: int = 1) -> list[str]:
+    """Encoded-words in UTF-8 that together stand for `text`; no character is split over two (RFC 2047 section 5).
+
+    `taken` is what stands on the first word's line already: such a line has at most 76 characters.
+    """
     encoded = text.encode("utf-8")
     # Base64 costs 4/3; Q costs 3 for each octet that must be escaped. The shorter one wins.
-    escapes = len(encoded) - sum(map(encoded.count, _Q_SAFE_OCTETS)) - encoded.count(b" ")
-    if 3 * escapes + (len(encoded) - escapes) <= (len(encoded) + 2) // 3 * 4:
-        return _words(text, "Q")
-    return _words(text, "B")
-
-
-# RFC 2047 section 5 (3): what may stand in an encoded-word inside a phrase, the narrowest of the three places.
-_Q_SAFE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!*+-/")
-_Q_SAFE_OCTETS = [character.encode() for character in _Q_SAFE]
-_Q = {octet: (chr(octet) if chr(octet) in _Q_SAFE else "_" if octet == 32 else f"={octet:02X}") for octet in range(256)}
-_ROOM = MAX_WORD_LENGTH - len("=?utf-8?q??=")
-
-
-def _words(text: str, encoding: str) -> list[str]:
+    escapes = len(encoded.translate(None, _Q_SAFE_OCTETS))
+    encoding = "Q" if 3 * escapes + (len(encoded) - escapes) <= (len(encoded) + 2) // 3 * 4 else "B"
     words: list[str] = []
     held: list[bytes] = []
-    size = 0
-    # The octets of content that fit: each costs its escapes in Q, and four characters for three in base64.
-    room = _ROOM if encoding == "Q" else _ROOM // 4 * 3
+    size, room = 0, _room(encoding, max(taken - 1, 0))
     for character in text:
         octets = character.encode("utf-8")
         cost = sum(len(_Q[octet]) for octet in octets) if encoding == "Q" else len(octets)
-        if size + cost > room:
+        if size + cost > room and held:
             words.append(_word(b"".join(held), encoding))
-            held, size = [], 0
+            held, size, room = [], 0, _room(encoding, 0)
         held.append(octets)
         size += cost
     words.append(_word(b"".join(held), encoding))
     return words
+
+
+# RFC 2047 section 5 (3): what may stand in an encoded-word inside a phrase, the narrowest of the three places.
+_Q_SAFE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789!*+-/")
+_Q_SAFE_OCTETS = "".join(_Q_SAFE).encode() + b" "
+_Q = {octet: (chr(octet) if chr(octet) in _Q_SAFE else "_" if octet == 32 else f"={octet:02X}") for octet in range(256)}
+_ROOM = MAX_WORD_LENGTH - len("=?utf-8?q??=")
+
+
+def _room(encoding: str, taken: int) -> int:
+    """The octets of content that fit: each costs its escapes in Q, and four characters for three in base64."""
+    room = _ROOM - taken
+    return room if encoding == "Q" else room // 4 * 3
 
 
 def _word(octets: bytes, encoding: str) -> str:
