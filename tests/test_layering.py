@@ -85,7 +85,7 @@ def layer_of(part: str) -> int | None:
 def is_allowed(module: str, imported: str) -> bool:
     """Say whether one module of ours may import another."""
     mine, theirs = part_of(module), part_of(imported)
-    if imported == f"{PACKAGE}.__version__" or mine == theirs:
+    if imported in (PACKAGE, f"{PACKAGE}.__version__") or mine == theirs:
         return True
     if theirs in APART or mine in APART:
         return False
