@@ -1,0 +1,1039 @@
+"""Delivery: brings what was accepted to its servers.
+
+Each server has a lane: a bounded queue in memory, connections that are kept, and the reason why it is held, if it is.
+What submission has just committed comes in already leased; what waits in the store is claimed in batches, by server,
+when a lane has room. A worker per connection takes messages one after the other; the outcome of each recipient goes
+through `model/policy.py` and is recorded with the next commit. A lane in trouble holds up no other.
+
+Leases last 30 s and are renewed for all messages in hand by one batched heartbeat; an outcome is written with the number
+of its lease, so that what another node took over meanwhile is not overwritten. A node that cannot write, or that has
+lost contact to its database for 5 s, starts nothing.
+"""
+
+import asyncio
+import collections
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import structlog
+from sqlalchemy import Connection
+
+from posthouse.clock import Clock
+from posthouse.errors import NoRoute, NotFound, PosthouseError
+from posthouse.model.address import Address, AddressFault, parse_address
+from posthouse.model.directory import Directory, ServerRecord
+from posthouse.model.identifier import IdentifierSource
+from posthouse.model.message import Envelope, EnvelopeRecipient, RecipientState, Traits, WaitingReason
+from posthouse.model.outcome import Outcome, Result, Scope, Stage
+from posthouse.model.policy import (
+    MAX_BROKEN_CONNECTIONS,
+    MAX_CUT_OFF,
+    Decision,
+    History,
+    Hold,
+    decide,
+    hold_for,
+)
+from posthouse.model.routing import Need, choose
+from posthouse.model.server import UncertainPolicy
+from posthouse.model.timeline import ATTEMPT, CUT_OFF, EXPIRED, REROUTED, SERVER_HELD, SERVER_RELEASED, SET_ASIDE
+from posthouse.protocol.faults import DeliveryFault
+from posthouse.store import messages, server_state
+from posthouse.store.content import ContentStore, StoredContent
+from posthouse.store.database import Append, Database, Statement
+from posthouse.store.directory_source import DirectorySource
+from posthouse.store.messages import (
+    INSERT_CAPTURED,
+    INSERT_EVENT,
+    MARK,
+    RENEW,
+    SETTLE,
+    QueuedMessage,
+    QueuedRecipient,
+    event_row,
+)
+from posthouse.store.server_state import ServerState
+from posthouse.transports.base import Session, Transport
+
+log = structlog.get_logger()
+
+LEASE_S = 30.0
+HEARTBEAT_S = 8.0
+# Promise 3: a node without contact to its database starts no transaction.
+CONTACT_S = 5.0
+# How often the store is asked for what is due, where nothing else wakes the scheduler.
+POLL_S = 1.0
+# New mail keeps this share of a lane, so that a backlog never starves it (threat F13).
+NEW_MAIL_SHARE = 0.25
+# A lane never holds more than this many messages, whatever its rate.
+MAX_IN_HAND = 5_000
+CLAIM = 500
+REROUTE = 500
+# How long stopping waits for messages that are on the wire.
+DRAIN_S = 20.0
+
+Row = tuple[Statement, tuple[Any, ...]]
+TransportFactory = Callable[[ServerRecord, Directory], Transport]
+
+
+class Failures(Protocol):
+    """What delivery needs of notification: the rows of reports that belong into the commit of a failure."""
+
+    def rows_for(
+        self, message: QueuedMessage, failed: list[tuple[QueuedRecipient, Outcome]], remote: str
+    ) -> tuple[list[Row], Callable[[PosthouseError | None], None]] | None:
+        """Rows of a report of failure and what to call after their commit; None where none is due."""
+
+
+@dataclass(slots=True)
+class Job:
+    """A message in hand, with those recipients that go to one server."""
+
+    message: QueuedMessage
+    # Monotonic: the lease holds until then.
+    deadline: float
+    lost: bool = False
+    fallback_for: int = 0
+    # Taken into the lane at this size; given back when done.
+    recipients: int = 0
+
+
+class Counters:
+    """What /metrics shows of delivery."""
+
+    __slots__ = ("attempts", "deferred", "delivered", "failed", "tls_fallbacks", "uncertain")
+
+    def __init__(self) -> None:
+        self.attempts = 0
+        self.delivered = 0
+        self.failed = 0
+        self.deferred = 0
+        self.uncertain = 0
+        self.tls_fallbacks = 0
+
+
+class Lane:
+    """The way to one server on this node."""
+
+    def __init__(self, record: ServerRecord) -> None:
+        self.record = record
+        self.queue: collections.deque[Job] = collections.deque()
+        # Messages reserved, queued or on the wire.
+        self.in_hand = 0
+        self.workers: set[asyncio.Task[None]] = set()
+        self.idle: collections.deque[asyncio.Future[Job | None]] = collections.deque()
+        self.working: set[int] = set()
+        # More is due in the store than the lane could take.
+        self.has_backlog = False
+        self.broken_connections = 0
+        self.delivered = 0
+        self.rate = 0.0
+        self.delivered_before = 0
+        self.probing = False
+        self.generation = 0
+
+    @property
+    def name(self) -> str:
+        """The server's name."""
+        return self.record.name
+
+    def capacity(self) -> int:
+        """What may be in hand: what the server takes in a third of a lease, at first twice its connections."""
+        return min(MAX_IN_HAND, max(2 * self.record.value.max_connections, int(self.rate * LEASE_S / 3)))
+
+    def measure(self) -> None:
+        """Called each second."""
+        done = self.delivered - self.delivered_before
+        self.delivered_before = self.delivered
+        self.rate = max(float(done), self.rate * 0.9)
+
+
+class JobGuard:
+    """Says to a transport whether a message may still go out; `transports/base.py` calls it Guard."""
+
+    __slots__ = ("_delivery", "_job", "mark")
+
+    def __init__(self, delivery: "Delivery", job: Job, mark: Callable[[], Any] | None) -> None:
+        self._delivery = delivery
+        self._job = job
+        self.mark = mark
+
+    def alive(self) -> bool:
+        """Our lease holds, sending is on, and the database is within reach."""
+        delivery = self._delivery
+        return delivery.may_send and not self._job.lost and delivery.monotonic() < self._job.deadline
+
+
+class Delivery:
+    """The job. One per node."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        directory: DirectorySource,
+        ids: IdentifierSource,
+        clock: Clock,
+        contents: ContentStore,
+        make_transport: TransportFactory,
+        memory_octets: int,
+    ) -> None:
+        self._database = database
+        self._directory = directory
+        self._ids = ids
+        self._clock = clock
+        self._contents = contents
+        self._make_transport = make_transport
+        self._memory_octets = memory_octets
+        self._octets = 0
+        self._lanes: dict[int, Lane] = {}
+        self._states: dict[int, ServerState] = {}
+        self._state_stamp = 0
+        self._jobs: dict[int, Job] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._wake = asyncio.Event()
+        self._running = False
+        self._stopping = False
+        self._last_contact = 0.0
+        self._claiming: set[int] = set()
+        self.nodes = 1
+        self.failures: Failures | None = None
+        self.counters = Counters()
+        self.monotonic = clock.monotonic
+
+    # ------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Read why servers are held, and begin."""
+        self._last_contact = self.monotonic()
+        await self._read_states()
+        self._running = True
+        self._directory.listen(self._configuration_changed)
+        self._tasks = [
+            asyncio.create_task(self._schedule(), name="delivery-schedule"),
+            asyncio.create_task(self._renew_leases(), name="delivery-leases"),
+        ]
+
+    async def stop(self) -> None:
+        """Let what is on the wire end, give the rest back to the store. Durable on return."""
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for lane in self._lanes.values():
+            self._give_back(lane)
+            self._dismiss_idle(lane)
+        working = [task for lane in self._lanes.values() for task in lane.workers]
+        if working:
+            _, late = await asyncio.wait(working, timeout=DRAIN_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        self._running = False
+
+    # ------------------------------------------------------------ what submission calls
+
+    @property
+    def may_send(self) -> bool:
+        """Whether this node may start a transaction at all."""
+        return (
+            self._running
+            and self._database.down_since is None
+            and self.monotonic() - self._last_contact < CONTACT_S
+            and self._directory.current.sending_off_reason() is None
+        )
+
+    def reserve(self, server_id: int, size: int, recipients: int) -> bool:
+        """Whether the lane takes a new message now; if so its place is kept."""
+        if not self._running or self._stopping or self._octets + size > self._memory_octets:
+            return False
+        state = self._states.get(server_id)
+        if state is not None and state.held:
+            return False
+        lane = self._lane(server_id)
+        if lane is None or not lane.record.value.enabled or self._database.down_since is not None:
+            return False
+        if lane.in_hand >= lane.capacity():
+            lane.has_backlog = True
+            return False
+        lane.in_hand += 1
+        self._octets += size
+        return True
+
+    def cancel_reservation(self, server_id: int, size: int, recipients: int) -> None:
+        """Give a place back."""
+        self._octets -= size
+        lane = self._lanes.get(server_id)
+        if lane is not None:
+            lane.in_hand -= 1
+
+    def hand_over(self, server_id: int, message: QueuedMessage) -> None:
+        """Take a committed message into its reserved place."""
+        job = Job(message, self.monotonic() + LEASE_S)
+        lane = self._lane(server_id)
+        if lane is None or self._stopping:
+            # The server went between reservation and commit: the scheduler finds the rows.
+            self.cancel_reservation(server_id, message.size, 0)
+            self._release([job])
+            return
+        self._enqueue(lane, job)
+
+    # ------------------------------------------------------------ lanes and workers
+
+    def _lane(self, server_id: int) -> Lane | None:
+        lane = self._lanes.get(server_id)
+        if lane is None:
+            record = self._directory.current.servers.get(server_id)
+            if record is None:
+                return None
+            lane = self._lanes[server_id] = Lane(record)
+        return lane
+
+    def _enqueue(self, lane: Lane, job: Job) -> None:
+        """Give the job to an idle worker, a new one, or the queue."""
+        self._jobs[id(job)] = job
+        while lane.idle:
+            waiter = lane.idle.popleft()
+            if not waiter.done():
+                waiter.set_result(job)
+                return
+        lane.queue.append(job)
+        if len(lane.workers) < self._connections(lane):
+            self._add_worker(lane)
+
+    def _connections(self, lane: Lane) -> int:
+        """This node's share of the server's connections; one while it is being tried again."""
+        if lane.probing:
+            return 1
+        return max(1, int(lane.record.value.max_connections) // max(1, self.nodes))
+
+    def _add_worker(self, lane: Lane) -> None:
+        task = asyncio.get_running_loop().create_task(self._work(lane, lane.generation), name=f"delivery-{lane.name}")
+        lane.workers.add(task)
+        task.add_done_callback(lane.workers.discard)
+
+    async def _work(self, lane: Lane, generation: int) -> None:
+        """One connection: open it when there is something to send, keep it while there may be more."""
+        transport = self._make_transport(lane.record, self._directory.current)
+        session: Session | None = None
+        sent = 0
+        try:
+            while generation == lane.generation:
+                job = await self._next_job(lane, session is not None)
+                if job is None:
+                    return
+                if not self._may_start(lane, job):
+                    continue
+                if session is not None and (not session.usable or sent >= lane.record.value.messages_per_connection):
+                    await session.close()
+                    session = None
+                if session is None:
+                    session = await self._open(lane, transport, job)
+                    sent = 0
+                    if session is None:
+                        return
+                await self._send(lane, session, job)
+                sent += 1
+        finally:
+            if session is not None:
+                with contextlib.suppress(Exception):
+                    await session.close()
+            # This task still counts as a worker: room for the next is seen without it.
+            if lane.queue and generation == lane.generation and not self._stopping:
+                lane.workers.discard(asyncio.current_task())  # type: ignore[arg-type]
+                if len(lane.workers) < self._connections(lane):
+                    self._add_worker(lane)
+
+    async def _next_job(self, lane: Lane, connected: bool) -> Job | None:
+        if lane.queue:
+            return lane.queue.popleft()
+        if lane.has_backlog:
+            self._wake.set()
+        if not connected or self._stopping:
+            return None
+        waiter: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
+        # The connection used last is used first again, so that those not needed can end.
+        lane.idle.appendleft(waiter)
+        timer = asyncio.get_running_loop().call_later(float(lane.record.value.idle_s), _dismiss, waiter)
+        try:
+            return await waiter
+        finally:
+            timer.cancel()
+            with contextlib.suppress(ValueError):
+                lane.idle.remove(waiter)
+
+    def _may_start(self, lane: Lane, job: Job) -> bool:
+        """Whether the job can be sent now; otherwise it has been given back."""
+        message = job.message
+        if message.expires_ms is not None and message.expires_ms <= self._clock.now_ms():
+            self._expire(lane, job)
+            return False
+        if not self.may_send or job.lost or self.monotonic() >= job.deadline - 1.0:
+            self._done(lane, job)
+            self._release([job])
+            return False
+        return True
+
+    async def _open(self, lane: Lane, transport: Transport, job: Job) -> Session | None:
+        """A session, or None after the lane was held and the job given back."""
+        try:
+            session = await transport.open()
+        except asyncio.CancelledError:
+            self._done(lane, job)
+            self._release([job])
+            raise
+        except DeliveryFault as fault:
+            self._attempt_failed(lane, job, fault)
+            return None
+        except Exception:
+            log.exception("delivery: a connection could not be opened", server=lane.name)
+            self._hold(lane, Hold(Scope.SERVER, "internal", "Posthouse made a mistake here; its log says more.", 60.0))
+            self._done(lane, job)
+            self._release([job])
+            return None
+        if getattr(session.facts, "tls_fell_back", False):
+            self.counters.tls_fallbacks += 1
+        return session
+
+    def _attempt_failed(self, lane: Lane, job: Job, fault: DeliveryFault) -> None:
+        """No session: every recipient waits for the server."""
+        outcome = fault.outcome()
+        if outcome.scope is Scope.CONNECTION and outcome.cause == "connection-limit" and lane.working:
+            # The server takes no more connections at once; those that are open go on.
+            self._done(lane, job)
+            self._enqueue_again(lane, job)
+            return
+        if outcome.scope not in (Scope.SERVER, Scope.ACCOUNT, Scope.THROTTLE):
+            outcome = replace(outcome, scope=Scope.SERVER)
+        self._settle(lane, job, [outcome] * len(job.message.recipients), None)
+
+    def _enqueue_again(self, lane: Lane, job: Job) -> None:
+        lane.in_hand += 1
+        self._octets += job.message.size
+        self._jobs[id(job)] = job
+        lane.queue.appendleft(job)
+
+    async def _send(self, lane: Lane, session: Session, job: Job) -> None:
+        message = job.message
+        envelope = Envelope(
+            message.mail_from,
+            tuple(EnvelopeRecipient(r.address, r.notify, r.orcpt) for r in message.recipients),
+            message.ret,
+            message.envid,
+            bool(message.traits & (Traits.UTF8_HEADER | Traits.UTF8_ADDRESS)),
+        )
+        content = StoredContent(
+            message.header, message.body, message.size, Traits(message.traits), message.id, self._contents
+        )
+        mark = self._mark_writer(job) if lane.record.value.uncertain is UncertainPolicy.HOLD else None
+        lane.working.add(id(job))
+        self.counters.attempts += 1
+        try:
+            outcomes = await session.send(envelope, content, JobGuard(self, job, mark))
+        except asyncio.CancelledError:
+            self._done(lane, job)
+            self._release([job])
+            raise
+        except Exception:
+            log.exception("delivery: a message could not be sent", message=message.id, server=lane.name)
+            outcomes = [
+                Outcome(
+                    Result.DEFERRED, Scope.CONNECTION, Stage.DATA, cause="internal", detail="Posthouse made a mistake."
+                )
+            ] * len(message.recipients)
+        finally:
+            lane.working.discard(id(job))
+        self._settle(lane, job, outcomes, session)
+
+    def _mark_writer(self, job: Job) -> Callable[[], Any]:
+        """Writes, before the final dot, that the outcome will be uncertain if nothing more is heard."""
+
+        async def mark() -> None:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+            def done(error: PosthouseError | None) -> None:
+                if not future.done():
+                    future.set_result(None) if error is None else future.set_exception(error)
+
+            reason = int(WaitingReason.UNCERTAIN_HELD)
+            rows = [(MARK, (reason, r.id, r.lease)) for r in job.message.recipients]
+            self._database.append(Append(rows, done))
+            await future
+
+        return mark
+
+    def _done(self, lane: Lane, job: Job) -> None:
+        """The job is in hand no more."""
+        if self._jobs.pop(id(job), None) is None:
+            return
+        lane.in_hand -= 1
+        self._octets -= job.message.size
+        if lane.has_backlog and lane.in_hand <= lane.capacity() // 2:
+            self._wake.set()
+
+    # ------------------------------------------------------------ outcomes
+
+    def _settle(self, lane: Lane, job: Job, outcomes: list[Outcome], session: Session | None) -> None:
+        """Record what became of each recipient, and draw the consequences for the server."""
+        message = job.message
+        now_ms = self._clock.now_ms()
+        self._draw_consequences(lane, job, outcomes)
+        again = self._split_too_many(message, outcomes)
+        rows: list[Row] = []
+        items: list[dict[str, Any]] = []
+        failed: list[tuple[QueuedRecipient, Outcome]] = []
+        delivered = 0
+        for recipient, outcome in zip(message.recipients, outcomes, strict=True):
+            if again and outcome.cause == "too-many-recipients":
+                continue
+            decision = self._decide(lane, message, recipient, outcome, now_ms)
+            delivered += outcome.result is Result.DELIVERED
+            if decision.is_failure:
+                failed.append((recipient, outcome))
+            rows.append((SETTLE, _settle_values(recipient, outcome, decision, now_ms)))
+            items.append(_outcome_item(recipient, outcome))
+        rows.append((INSERT_EVENT, self._attempt_event(lane, job, items, session, now_ms)))
+        if delivered and getattr(session, "keeps", False):
+            rows.append((INSERT_CAPTURED, (message.id, lane.record.id, now_ms)))
+        self._count(lane, outcomes, failed)
+        report = self.failures.rows_for(message, failed, _remote(session)) if failed and self.failures else None
+        if report is not None:
+            rows += report[0]
+        self._record(lane, job, rows, report[1] if report else None, again)
+
+    def _record(
+        self,
+        lane: Lane,
+        job: Job,
+        rows: list[Row],
+        reported: Callable[[PosthouseError | None], None] | None,
+        again: list[QueuedRecipient],
+    ) -> None:
+        """Write rows of an outcome; the job is in hand until they are durable, so that its lease is kept alive."""
+
+        def done(error: PosthouseError | None) -> None:
+            if error is not None:
+                log.error("delivery: an outcome could not be recorded", error=str(error), message=job.message.id)
+            if reported is not None:
+                reported(error)
+            self._done(lane, job)
+            if again:
+                job.message.recipients = again
+                self._enqueue_again(lane, job)
+                if len(lane.workers) < self._connections(lane):
+                    self._add_worker(lane)
+
+        self._database.append(Append(rows, done, keep=True))
+
+    @staticmethod
+    def _split_too_many(message: QueuedMessage, outcomes: list[Outcome]) -> list[QueuedRecipient]:
+        """Recipients that the server wants in another transaction; they follow at once, if this one took any."""
+        later = [r for r, o in zip(message.recipients, outcomes, strict=True) if o.cause == "too-many-recipients"]
+        return later if len(later) < len(outcomes) else []
+
+    def _decide(
+        self, lane: Lane, message: QueuedMessage, recipient: QueuedRecipient, outcome: Outcome, now_ms: int
+    ) -> Decision:
+        installation = self._directory.current.installation
+        expires = None if message.expires_ms is None else (message.expires_ms - now_ms) / 1000
+        return decide(
+            outcome,
+            History(
+                age_s=(now_ms - message.received_ms) / 1000,
+                attempts=recipient.attempts,
+                uncertain=recipient.uncertain,
+                hold_when_uncertain=lane.record.value.uncertain is UncertainPolicy.HOLD,
+                retry_delays_s=installation.retry_delays_s,
+                give_up_after_s=installation.give_up_after_s,
+                expires_in_s=expires,
+            ),
+        )
+
+    def _draw_consequences(self, lane: Lane, job: Job, outcomes: Iterable[Outcome]) -> None:
+        """What the outcomes say of the server: hold it, or that it works again."""
+        for outcome in outcomes:
+            if outcome.result in (Result.DELIVERED, Result.HANDED_OVER):
+                lane.broken_connections = 0
+                self._works_again(lane)
+                return
+            hold = hold_for(outcome, self._failures_in_a_row(lane))
+            if hold is not None:
+                self._hold(lane, hold, outcome)
+                return
+            if outcome.scope is Scope.CONNECTION and outcome.cause not in ("stale-connection", "connection-limit"):
+                lane.broken_connections += 1
+                if lane.broken_connections >= MAX_BROKEN_CONNECTIONS:
+                    broken = replace(outcome, scope=Scope.SERVER, result=Result.DEFERRED)
+                    self._hold(lane, hold_for(broken, self._failures_in_a_row(lane)), broken)
+                return
+            if outcome.scope in (Scope.RECIPIENT, Scope.MESSAGE):
+                # It speaks with us: what it said concerns the message.
+                lane.broken_connections = 0
+                self._works_again(lane)
+                return
+
+    def _count(self, lane: Lane, outcomes: Iterable[Outcome], failed: list[Any]) -> None:
+        counters = self.counters
+        for outcome in outcomes:
+            if outcome.result is Result.DELIVERED:
+                counters.delivered += 1
+                lane.delivered += 1
+            elif outcome.result is Result.UNCERTAIN:
+                counters.uncertain += 1
+            elif outcome.result is Result.DEFERRED:
+                counters.deferred += 1
+        counters.failed += len(failed)
+
+    def _attempt_event(
+        self, lane: Lane, job: Job, items: list[dict[str, Any]], session: Session | None, now_ms: int
+    ) -> tuple[Any, ...]:
+        data: dict[str, Any] = {"outcomes": items}
+        if session is not None:
+            facts = session.facts
+            data["remote"] = facts.remote
+            data["tls"] = facts.tls
+            changes = session.changes
+            if changes:
+                data["changes"] = list(changes)
+        if job.fallback_for:
+            held = self._directory.current.servers.get(job.fallback_for)
+            data["fallback_for"] = held.name if held else ""
+        message = job.message
+        return event_row(self._ids(), now_ms, ATTEMPT, message.tenant_id, message.id, lane.record.id, data)
+
+    def _expire(self, lane: Lane, job: Job) -> None:
+        now_ms = self._clock.now_ms()
+        message = job.message
+        decision = Decision(RecipientState.EXPIRED, is_failure=True)
+        outcome = Outcome(Result.REJECTED, Scope.NOBODY, Stage.SENDER, cause="expired", detail="It expired.")
+        rows: list[Row] = [
+            (SETTLE, _settle_values(r, outcome, replace(decision, uncertain=r.uncertain), now_ms))
+            for r in message.recipients
+        ]
+        rows.append(
+            (INSERT_EVENT, event_row(self._ids(), now_ms, EXPIRED, message.tenant_id, message.id, lane.record.id, {}))
+        )
+        self.counters.failed += len(message.recipients)
+        failed = [(r, outcome) for r in message.recipients]
+        report = self.failures.rows_for(message, failed, "") if self.failures else None
+        self._record(lane, job, rows + (report[0] if report else []), report[1] if report else None, [])
+
+    def _release(self, jobs: Iterable[Job]) -> None:
+        """Give leased recipients back to the store, due at once. A lost write is mended by the end of the lease."""
+        now_ms = self._clock.now_ms()
+        rows = [
+            (
+                SETTLE,
+                (
+                    int(RecipientState.WAITING), int(WaitingReason.DUE), now_ms, r.attempts, r.uncertain, now_ms, "",
+                    r.id, r.lease,
+                ),
+            )
+            for job in jobs
+            for r in job.message.recipients
+        ]  # fmt: skip
+        if rows:
+            self._database.append(Append(rows, lambda error: None, keep=True))
+
+    # ------------------------------------------------------------ holding servers
+
+    def state_of(self, server_id: int) -> ServerState:
+        """Why a server is held, as this node knows it."""
+        return self._states.get(server_id) or ServerState(server_id)
+
+    def _failures_in_a_row(self, lane: Lane) -> int:
+        return self.state_of(lane.record.id).failures
+
+    def _hold(self, lane: Lane, hold: Hold | None, outcome: Outcome | None = None) -> None:
+        """Hold the server: its queue goes back to the store and waits, or to the fallback."""
+        if hold is None:
+            return
+        server_id = lane.record.id
+        state = self.state_of(server_id)
+        now_ms = self._clock.now_ms()
+        if state.held == "operator" or (state.held and state.next_try_ms > now_ms):
+            # Another connection of this lane has said so already.
+            self._give_back(lane)
+            return
+        detail = hold.detail if outcome is None or outcome.reply is None else f"{hold.detail} {outcome.reply}".strip()
+        new = replace(
+            state,
+            held=hold.scope.value,
+            cause=hold.cause,
+            detail=detail,
+            since_ms=state.since_ms if state.held else now_ms,
+            next_try_ms=now_ms + int(hold.delay_s * 1000),
+            failures=state.failures + 1,
+        )
+        lane.probing = False
+        lane.broken_connections = 0
+        self._set_state(new, first=not state.held)
+        self._give_back(lane)
+        # A fallback may take the queue now.
+        self._wake.set()
+        log.warning(
+            "delivery: server held", server=lane.name, cause=hold.cause, detail=detail, for_s=round(hold.delay_s)
+        )
+
+    def _works_again(self, lane: Lane) -> None:
+        state = self._states.get(lane.record.id)
+        lane.probing = False
+        if state is None or (not state.held and not state.failures) or state.held == "operator":
+            return
+        self._set_state(replace(state, held="", cause="", detail="", next_try_ms=0, failures=0), first=bool(state.held))
+        self._wake.set()
+        log.info("delivery: server works again", server=lane.name)
+
+    def _set_state(self, state: ServerState, *, first: bool) -> None:
+        """Put a server's state in force here at once, and on the other nodes by the store."""
+        self._states[state.server_id] = state
+        record = self._directory.current.servers.get(state.server_id)
+        row = event_row(
+            self._ids(), self._clock.now_ms(), SERVER_HELD if state.held else SERVER_RELEASED,
+            record.tenant_id if record else 0, 0, state.server_id,
+            {"cause": state.cause, "detail": state.detail, "next_try_ms": state.next_try_ms, "server": record.name if record else ""},
+        )  # fmt: skip
+
+        def write(connection: Connection) -> None:
+            server_state.store(connection, state)
+            if first:
+                messages.add_event(connection, row)
+
+        self._in_background(self._database.write(write))
+
+    async def hold_by_operator(self, server_id: int, detail: str) -> None:
+        """An operator holds the server until it is released. In force everywhere within 1 s."""
+        now_ms = self._clock.now_ms()
+        state = replace(
+            self.state_of(server_id), held="operator", cause="operator", detail=detail, since_ms=now_ms, next_try_ms=0
+        )
+        self._states[server_id] = state
+        lane = self._lanes.get(server_id)
+        if lane is not None:
+            self._give_back(lane)
+        await self._database.write(lambda connection: server_state.store(connection, state))
+
+    async def release(self, server_id: int) -> None:
+        """The server is tried again now, whatever held it."""
+        state = replace(self.state_of(server_id), held="", cause="", detail="", next_try_ms=0, failures=0)
+        self._states[server_id] = state
+        await self._database.write(lambda connection: server_state.store(connection, state))
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Something may be due now."""
+        self._wake.set()
+
+    def _give_back(self, lane: Lane) -> None:
+        jobs = list(lane.queue)
+        lane.queue.clear()
+        for job in jobs:
+            self._done(lane, job)
+        self._release(jobs)
+        if jobs:
+            lane.has_backlog = True
+
+    # ------------------------------------------------------------ configuration
+
+    def _configuration_changed(self, before: Directory, now: Directory) -> None:
+        for server_id, lane in list(self._lanes.items()):
+            record = now.servers.get(server_id)
+            if record is None or not record.value.enabled:
+                self._retire_lane(lane, gone=record is None)
+                if record is not None:
+                    lane.record = record
+            elif record.version != lane.record.version or now.added_pem(record) != before.added_pem(lane.record):
+                lane.record = record
+                self._retire_lane(lane, gone=False)
+                self._try_again_after_edit(server_id)
+        self._wake.set()
+
+    def _retire_lane(self, lane: Lane, *, gone: bool) -> None:
+        """Connections made with earlier settings end after the message that they carry."""
+        lane.generation += 1
+        self._dismiss_idle(lane)
+        self._give_back(lane)
+        if gone:
+            self._lanes.pop(lane.record.id, None)
+
+    def _dismiss_idle(self, lane: Lane) -> None:
+        for waiter in list(lane.idle):
+            _dismiss(waiter)
+
+    def _try_again_after_edit(self, server_id: int) -> None:
+        """Somebody has mended it, perhaps: no need to wait for the next try."""
+        state = self._states.get(server_id)
+        if state is not None and state.held and state.held != "operator":
+            self._states[server_id] = replace(state, next_try_ms=self._clock.now_ms())
+
+    # ------------------------------------------------------------ scheduling
+
+    async def _schedule(self) -> None:
+        last_measure = self.monotonic()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), POLL_S)
+            self._wake.clear()
+            if self.monotonic() - last_measure >= 1.0:
+                last_measure = self.monotonic()
+                for lane in self._lanes.values():
+                    lane.measure()
+            try:
+                await self._claim_due()
+            except PosthouseError as error:
+                log.warning("delivery: the store cannot be asked for due mail", error=error.code)
+                await asyncio.sleep(0.5)
+            except Exception:
+                log.exception("delivery: scheduling failed")
+                await asyncio.sleep(0.5)
+
+    async def _claim_due(self) -> None:
+        await self._read_states()
+        if not self.may_send:
+            return
+        now_ms = self._clock.now_ms()
+        due = await self._database.read(lambda connection: messages.due_servers(connection, now_ms))
+        for server_id, due_ms in due.items():
+            if due_ms > now_ms:
+                continue
+            record = self._directory.current.servers.get(server_id)
+            if record is None:
+                await self._reroute(server_id)
+            elif record.value.enabled:
+                await self._claim_for(record, now_ms)
+
+    async def _claim_for(self, record: ServerRecord, now_ms: int) -> None:
+        state = self.state_of(record.id)
+        probe = False
+        if state.held:
+            if state.held == "operator" or state.next_try_ms > now_ms:
+                if state.held != "operator":
+                    await self._claim_into_fallback(record, now_ms)
+                return
+            probe = True
+        lane = self._lane(record.id)
+        if lane is None:
+            return
+        if probe:
+            if lane.in_hand:
+                return
+            lane.probing = True
+            room = 1
+        else:
+            room = int(lane.capacity() * (1 - NEW_MAIL_SHARE)) - lane.in_hand
+        await self._claim(record.id, lane, room)
+
+    async def _claim_into_fallback(self, held: ServerRecord, now_ms: int) -> None:
+        fallback = self._fallback(held, now_ms)
+        if fallback is not None:
+            room = int(fallback.capacity() * (1 - NEW_MAIL_SHARE)) - fallback.in_hand
+            await self._claim(held.id, fallback, room)
+
+    def _fallback(self, held: ServerRecord, now_ms: int) -> Lane | None:
+        """The lane of the first server along the fallbacks that works."""
+        directory = self._directory.current
+        seen = {held.id}
+        record: ServerRecord | None = held
+        while record is not None:
+            record = directory.fallback_of(record)
+            if record is None or record.id in seen:
+                return None
+            seen.add(record.id)
+            if record.value.enabled and not self.state_of(record.id).held:
+                return self._lane(record.id)
+        return None
+
+    async def _claim(self, server_id: int, lane: Lane, room: int) -> None:
+        """Claim due recipients of a server into a lane: its own, or that of a fallback."""
+        limit = min(room, CLAIM)
+        if limit <= 0:
+            lane.has_backlog = True
+            return
+        into_fallback = lane.record.id != server_id
+        now_ms = self._clock.now_ms()
+        deadline = self.monotonic() + LEASE_S
+
+        def work(connection: Connection) -> tuple[list[QueuedMessage], list[QueuedMessage]]:
+            rows, cut = messages.claim(
+                connection, server_id, now_ms, now_ms + int(LEASE_S * 1000), limit, never_uncertain=into_fallback
+            )
+            aside = self._set_aside(connection, cut, server_id, now_ms)
+            claimed = messages.load_claimed(connection, [row for row in rows if row.id not in aside])
+            return claimed, []
+
+        claimed, _ = await self._database.write(work)
+        lane.has_backlog = sum(len(m.recipients) for m in claimed) >= limit
+        for message in claimed:
+            job = Job(message, deadline, fallback_for=server_id if into_fallback else 0)
+            lane.in_hand += 1
+            self._octets += message.size
+            self._enqueue(lane, job)
+        if lane.has_backlog and lane.in_hand < lane.capacity() // 2:
+            self._wake.set()
+
+    def _set_aside(self, connection: Connection, cut: list[Any], server_id: int, now_ms: int) -> set[int]:
+        """Recipients whose attempt was cut off: note it, and set aside those that are marked or were cut off too often."""
+        aside: set[int] = set()
+        told: set[int] = set()
+        for row in cut:
+            marked = row.reason == int(WaitingReason.UNCERTAIN_HELD)
+            too_often = row.lease - row.attempts >= MAX_CUT_OFF
+            kind, data = CUT_OFF, {}
+            if marked or too_often:
+                aside.add(row.id)
+                kind = SET_ASIDE
+                data = {"detail": "its last reply was lost and the server's rule is to hold." if marked
+                        else "the process ended too often while it was in hand."}  # fmt: skip
+                messages.change_waiting(
+                    connection, row.message_id, [row.id],
+                    {"state": int(RecipientState.UNCERTAIN), "reason": int(WaitingReason.UNCERTAIN_HELD), "changed_ms": now_ms},
+                    [int(RecipientState.SENDING)],
+                )  # fmt: skip
+            if row.message_id not in told:
+                told.add(row.message_id)
+                messages.add_event(connection, event_row(self._ids(), now_ms, kind, 0, row.message_id, server_id, data))
+        return aside
+
+    async def _reroute(self, server_id: int) -> None:
+        """The server is gone: its queue is routed again; what may be delivered already waits for a person (F26)."""
+        rows = await self._database.read(lambda connection: messages.waiting_of_server(connection, server_id, REROUTE))
+        if not rows:
+            return
+        directory = self._directory.current
+        now_ms = self._clock.now_ms()
+        plans = [(row, self._new_server(directory, row)) for row in rows]
+
+        def work(connection: Connection) -> None:
+            for row, target in plans:
+                if row.uncertain:
+                    messages.change_waiting(
+                        connection, row.message, [row.id],
+                        {"state": int(RecipientState.UNCERTAIN), "reason": int(WaitingReason.UNCERTAIN_HELD)},
+                        [int(RecipientState.WAITING)],
+                    )  # fmt: skip
+                elif target:
+                    messages.reroute(connection, [row.id], target, "re-routed", now_ms)
+                    messages.add_event(
+                        connection, event_row(self._ids(), now_ms, REROUTED, row.tenant_id, row.message, target, {})
+                    )
+                else:
+                    messages.reroute(connection, [row.id], server_id, "re-routed", now_ms + 60_000)
+
+        await self._database.write(work)
+        self._wake.set()
+
+    @staticmethod
+    def _new_server(directory: Directory, row: Any) -> int:
+        sender: Address | None = None
+        with contextlib.suppress(AddressFault):
+            sender = parse_address(row.mail_from) if row.mail_from else None
+        try:
+            need = Need(row.size, Traits(row.traits))
+            return choose(directory, tenant_id=row.tenant_id, sender=sender, need=need).server.id
+        except (NoRoute, NotFound):
+            return 0
+
+    # ------------------------------------------------------------ leases and nodes
+
+    async def _renew_leases(self) -> None:
+        """Keep the leases of all messages in hand. Where that fails, their deadlines pass and nothing more is sent."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            jobs = [
+                j
+                for j in self._jobs.values()
+                if not j.lost and j.deadline - self.monotonic() < LEASE_S - HEARTBEAT_S / 2
+            ]
+            if jobs:
+                self._renew(jobs)
+
+    def _renew(self, jobs: list[Job]) -> None:
+        deadline = self.monotonic() + LEASE_S
+        until_ms = self._clock.now_ms() + int(LEASE_S * 1000)
+        rows: list[Row] = []
+        owners: list[Job] = []
+        for job in jobs:
+            for r in job.message.recipients:
+                rows.append((RENEW, (until_ms, r.id, r.lease)))
+                owners.append(job)
+        if not rows:
+            return
+
+        def done(error: PosthouseError | None) -> None:
+            if error is not None:
+                return
+            for index in operation.lost:
+                owners[index].lost = True
+            for job in jobs:
+                if not job.lost:
+                    job.deadline = deadline
+
+        operation = Append(rows, done)
+        self._database.append(operation)
+
+    def contact(self) -> None:
+        """The database answered just now (called by the node's heartbeat)."""
+        self._last_contact = self.monotonic()
+
+    async def _read_states(self) -> None:
+        stamp = self._state_stamp
+        for state in await self._database.read(lambda connection: server_state.load_since(connection, stamp)):
+            self._state_stamp = max(self._state_stamp, state.stamp)
+            self._states[state.server_id] = state
+            if state.held:
+                lane = self._lanes.get(state.server_id)
+                if lane is not None and state.next_try_ms > self._clock.now_ms():
+                    self._give_back(lane)
+
+    def _in_background(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(_log_failure)
+
+    # ------------------------------------------------------------ what is shown
+
+    def lanes(self) -> Mapping[int, Lane]:
+        """The lanes of this node."""
+        return self._lanes
+
+    def deliveries_since(self, server_id: int) -> int:
+        """How many recipients this process has delivered through a server."""
+        lane = self._lanes.get(server_id)
+        return lane.delivered if lane else 0
+
+
+def _dismiss(waiter: asyncio.Future[Job | None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _log_failure(task: "asyncio.Future[Any]") -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("delivery: a state could not be written", error=str(task.exception()))
+
+
+def _remote(session: Session | None) -> str:
+    return session.facts.remote if session is not None else ""
+
+
+def _settle_values(recipient: QueuedRecipient, outcome: Outcome, decision: Decision, now_ms: int) -> tuple[Any, ...]:
+    last = str(outcome.reply) if outcome.reply is not None else outcome.detail
+    return (
+        int(decision.state), int(decision.reason), now_ms + int(decision.delay_s * 1000),
+        recipient.attempts + decision.counts, decision.uncertain, now_ms, last[:1000].replace("\x00", ""),
+        recipient.id, recipient.lease,
+    )  # fmt: skip
+
+
+def _outcome_item(recipient: QueuedRecipient, outcome: Outcome) -> dict[str, Any]:
+    item: dict[str, Any] = {"r": recipient.id, "result": outcome.result.value}
+    if outcome.reply is not None:
+        item["reply"] = str(outcome.reply)
+    if outcome.result is not Result.DELIVERED:
+        item["stage"] = outcome.stage.value
+        item["cause"] = outcome.cause
+        item["scope"] = outcome.scope.value
+        if outcome.detail:
+            item["detail"] = outcome.detail
+    return item

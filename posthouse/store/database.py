@@ -1,0 +1,530 @@
+"""The database: one writer with group commit, a few readers. All SQL of the hot path goes through the writer.
+
+A write is either an `Append` - rows for prepared statements, many of which share one commit - or a `Work`, a function that
+has a transaction to itself. The writer thread takes whatever waits (up to 256 operations), runs one `executemany` per
+statement and one commit, and tells the event loop once per batch. It raises nothing: every operation is answered,
+with None or with an error of `errors.py`.
+
+SQLite is opened as WAL with synchronous=FULL, so that a commit is on the disk when it returns. PostgreSQL commits as it
+is configured to. The file lock that keeps a second process off a data directory belongs to `app.py`.
+"""
+
+import asyncio
+import collections
+import contextlib
+import errno
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy
+import structlog
+from sqlalchemy import Connection, Engine, Table, event
+from sqlalchemy.engine import URL, make_url
+
+from posthouse.errors import ConfigurationError, PosthouseError, StoreFull, StoreUnavailable
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+# More operations per commit than this make the first ones wait for the last without saving a sync.
+BATCH = 256
+# A submission that cannot be committed within this time is answered with a temporary refusal (threat F7).
+PATIENCE_S = 4.0
+READERS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A prepared statement with `?` for each value, in this order. `fenced`: each row must change exactly one row."""
+
+    text: str
+    fenced: bool = False
+    # On PostgreSQL: the types of the values, so that a whole batch travels as arrays in one statement.
+    types: tuple[str, ...] = ()
+
+
+class Append:
+    """Rows to be written with the next commit. `done` is called in the event loop, with None or an error.
+
+    `keep`: an outcome. It is never given up: while the database is gone it waits, and is written when it is back.
+    `lost`: filled with the indexes of fenced rows that changed nothing: another node got there first.
+    """
+
+    __slots__ = ("done", "keep", "lost", "queued_at", "rows", "unique")
+
+    def __init__(
+        self,
+        rows: Sequence[tuple[Statement, tuple[Any, ...]]],
+        done: Callable[[PosthouseError | None], None],
+        *,
+        keep: bool = False,
+        unique: int = 0,
+    ) -> None:
+        self.rows = rows
+        self.done = done
+        self.keep = keep
+        # Identifier of the message row, by which a commit of unknown outcome is looked up; 0 = repeat blindly.
+        self.unique = unique
+        self.queued_at = time.monotonic()
+        self.lost: list[int] = []
+
+
+class Work:
+    """A function with a transaction of its own."""
+
+    __slots__ = ("error", "finish", "function", "queued_at", "result")
+
+    def __init__(self, function: Callable[[Connection], Any], finish: Callable[["Work"], None]) -> None:
+        self.function = function
+        self.finish = finish
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.queued_at = time.monotonic()
+
+
+def insert_into(table: Table) -> Statement:
+    """The statement that inserts one row, with a value for each column in the order of the declaration."""
+    names = ", ".join(c.name for c in table.columns)
+    marks = ", ".join("?" for _ in table.columns)
+    return Statement(
+        f"INSERT INTO {table.name} ({names}) VALUES ({marks})",  # noqa: S608 - names come from the schema
+        types=tuple(_postgres_type(c) for c in table.columns),
+    )
+
+
+def _postgres_type(column: sqlalchemy.Column[Any]) -> str:
+    kind = column.type
+    if isinstance(kind, sqlalchemy.SmallInteger):
+        return "smallint"
+    if isinstance(kind, sqlalchemy.BigInteger):
+        return "bigint"
+    if isinstance(kind, sqlalchemy.Integer):
+        return "integer"
+    if isinstance(kind, sqlalchemy.LargeBinary):
+        return "bytea"
+    if isinstance(kind, sqlalchemy.Boolean):
+        return "boolean"
+    return "text"
+
+
+def database_url(text: str | None, data: Path) -> URL:
+    """The URL that `--database` names, or the SQLite file of the data directory. Raises ConfigurationError."""
+    if not text:
+        return URL.create("sqlite", database=str(data / "posthouse.db"))
+    try:
+        url = make_url(text)
+    except sqlalchemy.exc.ArgumentError:
+        raise ConfigurationError(
+            "The database URL cannot be read.", remedy="Write it as postgresql://user:password@host:port/name."
+        ) from None
+    if url.get_backend_name() == "postgresql":
+        return url.set(drivername="postgresql+psycopg")
+    if url.get_backend_name() == "sqlite":
+        return url.set(drivername="sqlite")
+    raise ConfigurationError(
+        f"Databases of the kind {url.get_backend_name()} are not supported.", remedy="Use SQLite or PostgreSQL."
+    )
+
+
+class Database:
+    """One database, SQLite or PostgreSQL. `start` opens it and `close` writes what still waits."""
+
+    def __init__(self, url: URL, *, on_full: Callable[[], bool] | None = None) -> None:
+        self.url = url
+        self.is_sqlite = url.get_backend_name() == "sqlite"
+        # Called when no space is left; True where space was made (the reserve file), so that the batch is tried again.
+        self._on_full = on_full
+        self._writer_engine = self._engine(writer=True)
+        self._reader_engine = self._engine(writer=False)
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
+        self._queue: queue.SimpleQueue[Append | Work | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._connection: Connection | None = None
+        # Since when no write succeeded (monotonic); None while all is well.
+        self.down_since: float | None = None
+        self.commits = 0
+        self.operations = 0
+
+    # ------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """Open the connection of the writer and start its thread. Must be called in the event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._connection = self._connect()
+        self._thread = threading.Thread(target=self._write_forever, name="store-write", daemon=True)
+        self._thread.start()
+
+    async def close(self) -> None:
+        """Write what waits, then close. Operations that cannot be written are answered with StoreUnavailable."""
+        if self._thread is not None:
+            self._queue.put(None)
+            await asyncio.get_running_loop().run_in_executor(None, self._thread.join, 10.0)
+            # Answers that the writer has handed to the loop come before whatever the caller does next.
+            await asyncio.sleep(0)
+        self.dispose()
+
+    def dispose(self) -> None:
+        """Drop all connections."""
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._writer_engine.dispose()
+        self._reader_engine.dispose()
+
+    # ------------------------------------------------------------ use
+
+    def append(self, operation: Append) -> None:
+        """Queue rows for the next commit."""
+        self._queue.put(operation)
+
+    async def write(self, function: Callable[[Connection], T]) -> T:
+        """Run `function` in a transaction of its own; it is durable on return. Raises what the function raises, and
+        StoreUnavailable or StoreFull."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def finish(work: Work) -> None:
+            if future.done():
+                return
+            if work.error is not None:
+                future.set_exception(work.error)
+            else:
+                future.set_result(work.result)
+
+        self._queue.put(Work(function, finish))
+        return await future
+
+    async def read(self, function: Callable[[Connection], T]) -> T:
+        """Run `function` in a read transaction on a connection of its own. Raises StoreUnavailable."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self.read_now, function)
+
+    def read_now(self, function: Callable[[Connection], T]) -> T:
+        """Like `read`, blocking: for threads and for commands without a loop."""
+        try:
+            with self._reader_engine.connect() as connection:
+                return function(connection)
+        except sqlalchemy.exc.DBAPIError as error:
+            raise _translated(error.orig or error) from None
+
+    def write_now(self, function: Callable[[Connection], T]) -> T:
+        """Like `write`, blocking: before the writer thread runs, and for commands without a loop."""
+        try:
+            with self._writer_engine.begin() as connection:
+                return function(connection)
+        except sqlalchemy.exc.DBAPIError as error:
+            raise _translated(error.orig or error) from None
+
+    # ------------------------------------------------------------ connections
+
+    def _engine(self, *, writer: bool) -> Engine:
+        if self.is_sqlite:
+            engine = sqlalchemy.create_engine(
+                self.url,
+                poolclass=sqlalchemy.pool.QueuePool,
+                pool_size=READERS,
+                max_overflow=4,
+                connect_args={"check_same_thread": False, "timeout": 10.0, "cached_statements": 256},
+            )
+            event.listen(engine, "connect", _prepare_sqlite)
+            event.listen(engine, "begin", _begin_immediate if writer else _begin_deferred)
+            return engine
+        return sqlalchemy.create_engine(
+            self.url, pool_size=READERS, max_overflow=4, pool_pre_ping=True,
+            connect_args={"connect_timeout": 5, "application_name": "posthouse", "keepalives_idle": 10,
+                          "tcp_user_timeout": 5000},
+        )  # fmt: skip
+
+    def _connect(self) -> Connection:
+        try:
+            return self._writer_engine.connect()
+        except sqlalchemy.exc.DBAPIError as error:
+            raise _translated(error.orig or error) from None
+
+    # ------------------------------------------------------------ the writer thread
+
+    def _write_forever(self) -> None:
+        waiting: collections.deque[Append | Work] = collections.deque()
+        stopping = False
+        while not stopping or waiting:
+            stopping = self._take(waiting, stopping) or stopping
+            if not waiting:
+                continue
+            batch = _next_batch(waiting)
+            answers: list[tuple[Append | Work, PosthouseError | None]] = []
+            again = self._run(batch, answers)
+            if again:
+                waiting.extendleft(reversed(again))
+                if stopping:
+                    answers.extend((op, StoreUnavailable("The database does not answer.")) for op in waiting)
+                    waiting.clear()
+            self._answer(answers)
+        if self._connection is not None:
+            with contextlib.suppress(Exception):
+                self._connection.close()
+
+    def _take(self, waiting: collections.deque[Append | Work], stopping: bool) -> bool:
+        """Move what is queued to `waiting`; block only when there is nothing to do. True: the end was asked for."""
+        if not waiting and not stopping:
+            first = self._queue.get()
+            if first is None:
+                return True
+            waiting.append(first)
+        while len(waiting) < BATCH:
+            try:
+                operation = self._queue.get_nowait()
+            except queue.Empty:
+                return False
+            if operation is None:
+                return True
+            waiting.append(operation)
+        return False
+
+    def _run(
+        self, batch: list[Append | Work], answers: list[tuple[Append | Work, PosthouseError | None]]
+    ) -> list[Append | Work]:
+        """Write one batch and fill `answers`. Returns what has to be tried again later."""
+        try:
+            self._execute(batch)
+        except Exception as error:  # every kind is answered
+            return self._trouble(batch, error, answers)
+        self.down_since = None
+        self.commits += 1
+        self.operations += len(batch)
+        answers.extend((operation, None) for operation in batch)
+        return []
+
+    def _execute(self, batch: list[Append | Work]) -> None:
+        if self._connection is None or self._connection.invalidated or self._connection.closed:
+            self._connection = self._connect()
+            self._forget_committed(batch)
+        connection = self._connection
+        first = batch[0]
+        with connection.begin():
+            if isinstance(first, Work):
+                first.result = first.function(connection)
+            else:
+                self._write_rows(connection, batch)
+
+    def _write_rows(self, connection: Connection, batch: Iterable[Append | Work]) -> None:
+        groups: dict[Statement, list[tuple[Any, ...]]] = {}
+        owners: dict[Statement, list[tuple[Append, int]]] = {}
+        for operation in batch:
+            if isinstance(operation, Append):
+                for index, (statement, row) in enumerate(operation.rows):
+                    groups.setdefault(statement, []).append(row)
+                    if statement.fenced:
+                        owners.setdefault(statement, []).append((operation, index))
+        cursor = connection.connection.cursor()
+        try:
+            for statement, rows in groups.items():
+                changed = self._execute_many(cursor, statement, rows)
+                if statement.fenced and changed is not None and changed != len(rows):
+                    self._find_lost(cursor, statement, rows, owners[statement])
+        finally:
+            cursor.close()
+
+    def _execute_many(self, cursor: Any, statement: Statement, rows: list[tuple[Any, ...]]) -> int | None:
+        if self.is_sqlite:
+            cursor.executemany(statement.text, rows)
+        elif len(rows) == 1 or not statement.types:
+            text = statement.text.replace("?", "%s")
+            cursor.executemany(text, rows)
+        else:
+            # One statement with an array per column is several times faster than a statement per row.
+            text = _unnested(statement)
+            cursor.execute(text, [list(column) for column in zip(*rows, strict=True)])
+        return int(cursor.rowcount) if cursor.rowcount >= 0 else None
+
+    def _find_lost(
+        self, cursor: Any, statement: Statement, rows: list[tuple[Any, ...]], owners: list[tuple[Append, int]]
+    ) -> None:
+        """Some fenced rows changed nothing. Repeating them one by one shows which: those written change again."""
+        text = statement.text if self.is_sqlite else statement.text.replace("?", "%s")
+        for row, (operation, index) in zip(rows, owners, strict=True):
+            cursor.execute(text, row)
+            if cursor.rowcount == 0:
+                operation.lost.append(index)
+
+    def _forget_committed(self, batch: list[Append | Work]) -> None:
+        """After a lost connection: leave out what an earlier commit of unknown outcome has written after all."""
+        assert self._connection is not None
+        for operation in batch:
+            if isinstance(operation, Append) and operation.unique and operation.rows:
+                with self._connection.begin():
+                    found = self._connection.exec_driver_sql(
+                        f"SELECT 1 FROM message WHERE id = {int(operation.unique)}"  # noqa: S608 - a number
+                    ).first()
+                if found:
+                    operation.rows = ()
+
+    def _trouble(
+        self,
+        batch: list[Append | Work],
+        error: Exception,
+        answers: list[tuple[Append | Work, PosthouseError | None]],
+    ) -> list[Append | Work]:
+        """Sort out a failed batch: whose fault is it, and what is tried again."""
+        if isinstance(batch[0], Work) and not _is_database_error(error):
+            batch[0].error = error
+            answers.append((batch[0], None))
+            return []
+        cause = getattr(error, "orig", None) or error
+        fault = _translated(cause)
+        if isinstance(fault, StoreFull) and self._on_full is not None and self._on_full():
+            return batch
+        if isinstance(fault, StoreFull | StoreUnavailable):
+            return self._postpone(batch, fault, answers)
+        if len(batch) > 1:
+            # One of them is at fault: alone, each gets its own answer.
+            for operation in batch:
+                self._run([operation], answers)
+            return []
+        log.error("store: a write was refused", error=type(cause).__name__, detail=str(cause)[:300])
+        answers.append((batch[0], fault))
+        return []
+
+    def _postpone(
+        self,
+        batch: list[Append | Work],
+        fault: PosthouseError,
+        answers: list[tuple[Append | Work, PosthouseError | None]],
+    ) -> list[Append | Work]:
+        """The database is gone or full: give up what has waited too long, keep outcomes, wait a little."""
+        now = time.monotonic()
+        if self.down_since is None:
+            self.down_since = now
+            log.error("store: cannot write", fault=fault.code, detail=fault.detail)
+        full = isinstance(fault, StoreFull)
+        again: list[Append | Work] = []
+        for operation in batch:
+            patient = isinstance(operation, Append) and operation.keep
+            if patient or (not full and now - operation.queued_at < PATIENCE_S):
+                again.append(operation)
+            else:
+                answers.append((operation, fault))
+        if not full:
+            self._drop_connection()
+        if again:
+            time.sleep(0.25)
+        return again
+
+    def _drop_connection(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(Exception):
+                self._connection.invalidate()
+            with contextlib.suppress(Exception):
+                self._connection.close()
+        self._connection = None
+
+    def _answer(self, answers: list[tuple[Append | Work, PosthouseError | None]]) -> None:
+        if not answers or self._loop is None:
+            return
+        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits any more
+            self._loop.call_soon_threadsafe(_deliver_answers, answers)
+
+
+def _deliver_answers(answers: list[tuple[Append | Work, PosthouseError | None]]) -> None:
+    for operation, fault in answers:
+        try:
+            if isinstance(operation, Append):
+                operation.done(fault)
+            else:
+                if fault is not None:
+                    operation.error = fault
+                operation.finish(operation)
+        except Exception:
+            log.exception("store: an answer could not be taken")
+
+
+def _next_batch(waiting: collections.deque[Append | Work]) -> list[Append | Work]:
+    """What shares the next commit: one Work alone, or the Appends up to the next Work."""
+    batch = [waiting.popleft()]
+    if isinstance(batch[0], Append):
+        while waiting and len(batch) < BATCH and isinstance(waiting[0], Append):
+            batch.append(waiting.popleft())
+    return batch
+
+
+_unnested_texts: dict[Statement, str] = {}
+
+
+def _unnested(statement: Statement) -> str:
+    """The statement with one array per column in place of one value (PostgreSQL)."""
+    text = _unnested_texts.get(statement)
+    if text is None:
+        arrays = ", ".join(f"%s::{t}[]" for t in statement.types)
+        if statement.text.startswith("INSERT"):
+            head = statement.text.partition(" VALUES ")[0]
+            text = f"{head} SELECT * FROM unnest({arrays})"  # noqa: S608 - made from the schema
+        else:
+            # UPDATE t SET a = ?, b = b + ? WHERE id = ? AND lease = ?: the values get names v1, v2 ... in this order.
+            parts = statement.text.split("?")
+            named = "".join(p + (f"v.v{i + 1}" if i < len(parts) - 1 else "") for i, p in enumerate(parts))
+            update, _, where = named.partition(" WHERE ")
+            columns = ", ".join(f"v{i + 1}" for i in range(len(statement.types)))
+            text = f"{update} FROM unnest({arrays}) AS v({columns}) WHERE {where}"
+        _unnested_texts[statement] = text
+    return text
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    # The driver must not open transactions of its own: BEGIN IMMEDIATE is ours (busy_timeout is ignored on an upgrade).
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        "busy_timeout=10000",
+        "temp_store=MEMORY",
+        "cache_size=-16384",
+        "journal_size_limit=67108864",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_immediate(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _begin_deferred(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
+
+
+def _is_database_error(error: BaseException) -> bool:
+    return isinstance(error, sqlalchemy.exc.DBAPIError | sqlite3.Error | OSError | StoreUnavailable) or type(
+        error
+    ).__module__.startswith("psycopg")
+
+
+def _translated(error: BaseException) -> PosthouseError:
+    """The error of a driver, as ours."""
+    if isinstance(error, PosthouseError):
+        return error
+    text = str(error).lower()
+    name = type(error).__name__
+    if "disk is full" in text or "no space left" in text or name == "DiskFull":
+        return StoreFull("No space is left for the database.", remedy="Free space where the data lies.")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull("No space is left for the data.", remedy="Free space where the data lies.")
+    if isinstance(error, sqlite3.OperationalError) or (isinstance(error, OSError)):
+        return StoreUnavailable(f"The database cannot be used: {text[:200]}.")
+    if name in _POSTGRES_AWAY or (type(error).__module__.startswith("psycopg") and "connection" in text):
+        return StoreUnavailable("The database does not answer.")
+    return PosthouseError(f"The database refused a statement ({name}).")
+
+
+_POSTGRES_AWAY = frozenset(
+    {
+        "OperationalError", "InterfaceError", "AdminShutdown", "CrashShutdown", "CannotConnectNow", "ConnectionTimeout",
+        "ReadOnlySqlTransaction", "TooManyConnections", "SerializationFailure", "DeadlockDetected", "QueryCanceled",
+        "IoError",
+    }
+)  # fmt: skip
