@@ -8,13 +8,10 @@ a machine's speed drifts; what counts is the ratio within the run.
 
 import argparse
 import concurrent.futures
-import os
-import platform
 import shlex
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,13 +20,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.load import MARK, Connection, PacedSender, content_of
-from bench.systems import SYSTEMS, System, file_system_of, posthouse_sqlite
+from bench.report import RESULTS, machine, table_of, write_section
+from bench.systems import SYSTEMS, System, posthouse_sqlite
 from tests.support.certificates import CertificateAuthority
 from tests.support.posthouse import PosthouseProcess
 from tests.support.processes import program, server_folder
 from tests.support.sink import CaptureServer, CountingSink
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
 SESSIONS = 20
 POSTFIX = "postfix"
 # Enough to see the rate of a system, for choosing how many messages a round takes.
@@ -211,7 +208,7 @@ def latency(options: Options) -> str:
         share = statistics.quantiles(times, n=100)
         rows.append((system.name, f"{count:,}", f"{share[49]:.1f}", f"{share[98]:.1f}", f"{times[-1]:.1f}"))
         print(f"  {system.name}: median {share[49]:.1f} ms, 99th percentile {share[98]:.1f} ms", flush=True)
-    return _lines(
+    return table_of(
         "Accepted to delivered at 100 messages/s, in ms",
         ("system", "messages", "median", "99th percentile", "longest"),
         rows,
@@ -236,7 +233,9 @@ def memory(options: Options) -> str:
             growth = _memory_line(system.node.pid, "VmHWM") - idle
         rows.append((system.name, _megabytes(idle), _megabytes(growth), f"{growth / size:.2f}"))
         print(f"  {system.name}: idle {_megabytes(idle)} MB, growth {_megabytes(growth)} MB", flush=True)
-    return _lines("Resident memory, in MB", ("system", "idle", "growth with a message of 100 MB", "in its sizes"), rows)
+    return table_of(
+        "Resident memory, in MB", ("system", "idle", "growth with a message of 100 MB", "in its sizes"), rows
+    )
 
 
 def _memory_line(pid: int, name: str) -> int:
@@ -272,12 +271,7 @@ def _table(title: str, series: Sequence[Series], *, against: str | None) -> str:
             row.append(f"{each.median / base.median:.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
         rows.append(tuple(row))
     header = ("system", "messages/s, median", "range") + ((f"times {against}",) if base else ())
-    return _lines(title, header, rows)
-
-
-def _lines(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"#### {title}", "", f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows), ""])
+    return table_of(title, header, rows)
 
 
 @contextmanager
@@ -289,53 +283,6 @@ def _counting_sink() -> Iterator[CountingSink]:
             yield sink
         finally:
             sink.stop()
-
-
-def _sync_time_ms() -> float:
-    """Measure what one small append with fdatasync costs where the systems keep their files."""
-    with tempfile.TemporaryFile() as file:
-        times = []
-        for _ in range(200):
-            file.write(b"x" * 4096)
-            file.flush()
-            start = time.perf_counter()
-            os.fdatasync(file.fileno())
-            times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1000
-
-
-def _machine() -> str:
-    """Describe the machine in one line."""
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.machine(),
-    )
-    where = file_system_of(Path(tempfile.gettempdir()))
-    version = subprocess.run(
-        [program("postconf"), "-d", "-h", "mail_version"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    return (
-        f"{os.cpu_count()} cores ({model}), Linux {platform.release()}, Python {platform.python_version()}, "
-        f"Postfix {version}, files on {where}, {_sync_time_ms():.2f} ms for an fdatasync, "
-        f"load {os.getloadavg()[0]:.1f} at the start"
-    )
-
-
-def write_section(path: Path, name: str, text: str) -> None:
-    """Put a section into the results, in the place of the one of the same name, and leave the others."""
-    start, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    section = f"{start}\n{text.strip()}\n{end}\n"
-    old = path.read_text() if path.exists() else "# Results\n\nWritten by `make bench` and `make soak`.\n"
-    before, found, rest_of_it = old.partition(start)
-    if found:
-        after = rest_of_it.partition(end)[2].lstrip("\n")
-        path.write_text(before + section + ("\n" + after if after else ""))
-    else:
-        path.write_text(old.rstrip("\n") + "\n\n" + section)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -355,7 +302,7 @@ def main(arguments: Sequence[str]) -> None:
     for name in names:
         measure = MEASUREMENTS[name]
         print(f"{name}: {measure.__doc__}", flush=True)
-        facts = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, `{command}`, {chosen.rounds} rounds. {_machine()}."
+        facts = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, `{command}`, {chosen.rounds} rounds. {machine()}."
         table = measure(options)
         print(table, flush=True)
         write_section(chosen.results, f"relay {name}", f"### {measure.__doc__}\n\n{facts}\n\n{table}")

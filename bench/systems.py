@@ -7,7 +7,6 @@ file system, and all that keep mail sync it before they answer.
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from tests.support.certificates import Leaf
 from tests.support.postfix import Postfix, PostfixOptions
@@ -90,10 +89,3 @@ def _relaying(node: PosthouseProcess, sink_port: int) -> Iterator[None]:
 
 def _tls_options(tls: Leaf | None) -> list[str]:
     return ["--tls-cert", str(tls.chain_file), "--tls-key", str(tls.key_file)] if tls else []
-
-
-def file_system_of(folder: Path) -> str:
-    """Name the file system of a folder, as the kernel does."""
-    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
-    around = [(mount, kind) for mount, kind in mounts if folder.resolve().is_relative_to(mount)]
-    return max(around, key=lambda each: len(each[0]))[1]
