@@ -15,10 +15,10 @@ PACKAGE = "posthouse"
 # The layers from the top down; a module may import from its own part and from the layers below its own.
 LAYERS: list[set[str]] = [
     {"app"},
-    {"api", "console", "smtpd", "cli"},
+    {"api", "console", "smtpd", "cli", "http_listener"},
     {
         *("administration", "authorization", "diagnosis", "submission", "delivery", "retrieval", "notification"),
-        *("tracking", "metrics"),
+        *("tracking", "maintenance", "metrics"),
     },
     {"store", "transports", "fetchers"},
     {"protocol"},
@@ -27,7 +27,7 @@ LAYERS: list[set[str]] = [
 # Parts of one layer that may import each other: jobs hand over to jobs.
 MAY_MEET = {*LAYERS[2]}
 # Imported from anywhere, and what of ours they may import themselves.
-EVERYWHERE: dict[str, set[str]] = {"errors": set(), "clock": set(), "settings": {"errors", "model"}}
+EVERYWHERE: dict[str, set[str]] = {"errors": set(), "clock": set(), "logs": set(), "settings": {"errors", "model"}}
 # What others run outside of Posthouse; it must stand alone, and nothing of ours may need it.
 APART = {"testing", "client", "contrib"}
 # Who starts the program may compose it.
@@ -38,7 +38,7 @@ FORBIDDEN = {"httpx"}
 ONLY_IN = {
     "fastapi": {"api"},
     "starlette": {"api", "console", "app"},
-    "uvicorn": {"app"},
+    "uvicorn": {"http_listener"},
     "sqlalchemy": {"store"},
     "alembic": {"store"},
     "psycopg": {"store"},
