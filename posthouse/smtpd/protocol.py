@@ -229,6 +229,8 @@ class SubmissionProtocol(asyncio.Protocol):
         if session is not None and isinstance(session.pending, Submitted) and self._phase is _Phase.SESSION:
             return True
         self._begin_closing()
+        if self._tls is not None:
+            self._transport.write(self._tls.end())
         self._transport.close()
         return False
 

@@ -13,6 +13,7 @@ from posthouse.model.message import EnvelopeRecipient, Origin
 from posthouse.protocol.smtp_server import (
     BareLineEnds,
     Close,
+    Pending,
     ServerSession,
     SessionSettings,
     StartTls,
@@ -82,6 +83,11 @@ def say(session: ServerSession, *lines: str) -> list[str]:
     return [code for line in lines for code in codes(run(session, line.encode() + b"\r\n")[0])]
 
 
+def pending(session: ServerSession) -> Pending | None:
+    """What is pending now, whatever was known of it before."""
+    return session.pending
+
+
 def plain(username: str, password: str, authorisation: str = "") -> str:
     return base64.b64encode(f"{authorisation}\0{username}\0{password}".encode()).decode()
 
@@ -106,7 +112,7 @@ DIALOGUES: list[tuple[str, list[str], list[str]]] = [
     ("RSET", ["EHLO c", MAIL, "RSET", RCPT, MAIL], ["250", "250 2.1.0", "250 2.0.0", "503 5.5.1", "250 2.1.0"]),
     ("EHLO resets", ["EHLO c", MAIL, "EHLO c", RCPT], ["250", "250 2.1.0", "250", "503 5.5.1"]),
     ("arguments", ["RSET x", "DATA x", "QUIT x", "STARTTLS x", "NOOP x"], ["501 5.5.4"] * 4 + ["250 2.0.0"]),
-    ("others", ["VRFY a", "HELP", "EXPN l", "BDAT 3", "FOO"], ["252 2.0.0", "214 2.0.0", *["502 5.5.1"] * 2, "500 5.5.2"]),
+    ("others", ["VRFY a", "HELP", "EXPN l", "BDAT 3"], ["252 2.0.0", "214 2.0.0", "502 5.5.1", "502 5.5.1"]),
     ("no verb", ["", " ", "MAILFROM:<a@b>", "DATAX"], ["500 5.5.2"] * 4),
     ("SIZE too large", ["EHLO c", MAIL + " SIZE=200001", MAIL + " SIZE=200000"], ["250", "552 5.3.4", "250 2.1.0"]),
     ("sender refused", ["EHLO c", FORGED, RCPT, "DATA"], ["250", "550 5.7.1", *["503 5.5.1"] * 2]),
@@ -514,30 +520,30 @@ def test_nothing_is_read_while_a_message_is_pending() -> None:
     assert codes(session.take_output().decode()) == ["250", "250 2.1.0", "250 2.1.5", "354"]
     session.resume_reply(format_reply(250, "2.0.0", "Ok: queued as 1"))
     assert codes(session.take_output().decode())[-1] == "354"
-    assert isinstance(session.pending, Submitted)
+    assert isinstance(pending(session), Submitted)
     session.resume_reply((451, "4.3.0", "later"))
     assert codes(session.take_output().decode()) == ["451 4.3.0", "221 2.0.0"]
-    assert session.pending == Close(asked=True)
+    assert pending(session) == Close(asked=True)
 
 
 def test_much_that_was_sent_ahead_asks_for_a_pause() -> None:
     session = open_session(SessionSettings("mail.example.org", max_waiting_octets=1000))
     session.receive(OPENING + b".\r\n")
-    session.receive(b"NOOP\r\n" * 100)
-    assert not session.wants_pause
-    session.receive(b"NOOP\r\n" * 100)
-    assert session.wants_pause
+    seen = []
+    for _ in range(2):
+        session.receive(b"NOOP\r\n" * 100)
+        seen.append(session.wants_pause)
     session.resume_reply((250, "2.0.0", "Ok"))
-    assert not session.wants_pause
+    assert [*seen, session.wants_pause] == [False, True, False]
     assert len(codes(session.take_output().decode())) == 4 + 1 + 200
 
 
 def test_errors_end_the_session_and_a_message_forgives_them() -> None:
     session = open_session(SessionSettings("mail.example.org", max_errors=3))
     assert say(session, "FOO", "FOO", "EHLO c", MAIL, RCPT, "DATA", ".", "FOO", "FOO")[-1] == "500 5.5.2"
-    assert session.pending is None
+    assert pending(session) is None
     assert say(session, "FOO", "NOOP") == ["500 5.5.2", "421 4.7.0"]
-    assert session.pending == Close(asked=False)
+    assert pending(session) == Close(asked=False)
 
 
 def test_recipients_sent_along_with_a_refused_mail_are_no_errors() -> None:
@@ -558,10 +564,10 @@ def test_winding_down_waits_for_the_message() -> None:
     busy.receive(OPENING)
     busy.wind_down()
     busy.receive(b"x\r\n.\r\n" + OPENING)
-    assert isinstance(busy.pending, Submitted)
+    assert isinstance(pending(busy), Submitted)
     busy.resume_reply((250, "2.0.0", "Ok"))
     assert codes(busy.take_output().decode())[-2:] == ["250 2.0.0", "421 4.3.2"]
-    assert busy.pending == Close(asked=False)
+    assert pending(busy) == Close(asked=False)
 
 
 def test_replies_are_one_line_of_ascii() -> None:
