@@ -26,7 +26,7 @@ def field(
     default: Any = ...,
     *,
     label: str,
-    help: str,  # noqa: A002 - the word that forms and --help use
+    help: str,
     section: str,
     unit: str = "",
     binds_secret: bool = False,
@@ -38,7 +38,7 @@ def field(
     `binds_secret`: a stored secret is kept in an update only while this field stays as it is (design.md section 3).
     `applies`: the field matters only while each named field has one of the listed values. `constraints` are pydantic's.
     """
-    extra = {
+    extra: dict[str, Any] = {
         _KEY: {
             "section": section,
             "unit": unit,
@@ -87,7 +87,7 @@ def union_members(info: FieldInfo) -> dict[str, type[BaseModel]]:
     tag = info.discriminator
     if not isinstance(tag, str):
         return {}
-    return {_tag_of(m, tag): m for m in get_args(_bare(info.annotation))}
+    return {_tag_of(m, tag): m for m in get_args(bare_annotation(info.annotation))}
 
 
 def _tag_of(member: type[BaseModel], tag: str) -> str:
@@ -124,8 +124,7 @@ def _describe_union(
 
 
 def _description(path: str, info: FieldInfo) -> FieldDescription:
-    extra = info.json_schema_extra
-    meta: dict[str, Any] = dict(extra[_KEY]) if isinstance(extra, dict) and isinstance(extra.get(_KEY), dict) else {}
+    meta = meta_of(info)
     kind, choices = _kind(info.annotation)
     default = None if info.is_required() else info.get_default(call_default_factory=False)
     constraints = {
@@ -151,14 +150,26 @@ def _description(path: str, info: FieldInfo) -> FieldDescription:
     )
 
 
-def _bare(annotation: Any) -> Any:
+def meta_of(info: FieldInfo) -> dict[str, Any]:
+    """What `field` added to pydantic's declaration: section, unit, binds_secret, applies."""
+    extra = info.json_schema_extra
+    meta = extra.get(_KEY) if isinstance(extra, dict) else None
+    return dict(meta) if isinstance(meta, dict) else {}
+
+
+def choices_of(info: FieldInfo) -> tuple[str, ...]:
+    """What a field offers to choose from; () where it takes free input."""
+    return tuple(union_members(info)) or _kind(info.annotation)[1]
+
+
+def bare_annotation(annotation: Any) -> Any:
     """The annotation without Annotated and without "or None"."""
     if get_origin(annotation) is Annotated:
-        return _bare(get_args(annotation)[0])
+        return bare_annotation(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
         rest = [a for a in get_args(annotation) if a is not type(None)]
         if len(rest) == 1:
-            return _bare(rest[0])
+            return bare_annotation(rest[0])
     return annotation
 
 
@@ -166,7 +177,7 @@ _SCALARS: tuple[tuple[type, str], ...] = ((bool, "boolean"), (int, "integer"), (
 
 
 def _kind(annotation: Any) -> tuple[str, tuple[str, ...]]:
-    bare = _bare(annotation)
+    bare = bare_annotation(annotation)
     origin = get_origin(bare)
     if origin is Literal:
         return "choice", tuple(str(a) for a in get_args(bare))

@@ -1,6 +1,7 @@
-"""A stored object: its value with identifier, version and times; and how the stored, shown and accepted shapes differ.
+"""A stored object: its value with identifier, version and times; and how stored, shown and accepted shapes differ.
 
-Stored: secrets by the number of their row. Shown: `set` or `not set`. Accepted: a new secret, or none to keep the stored one.
+Stored: secrets by the number of their row. Shown: `set` or `not set`. Accepted: a new secret, or none to keep the stored
+one.
 """
 
 from collections.abc import Callable, Mapping
