@@ -17,6 +17,9 @@ from posthouse.errors import PosthouseError
 # Content up to this size reaches its buffer in one write, however it was cut on the way.
 GATHER_OCTETS = 65_536
 
+# So that content which comes octet by octet does not cost many times its size.
+_MAX_PIECES = 64
+
 _END = b"\r\n.\r\n"
 # RFC 5321 section 4.5.2: the first line may be stuffed too, as if the line of DATA were its predecessor.
 _START = b"\r\n"
@@ -154,6 +157,8 @@ class DataReader:
             return
         self._gathered.append(piece)
         self._gathered_octets += len(piece)
+        if len(self._gathered) > _MAX_PIECES:
+            self._gathered = [b"".join(self._gathered)]
         if self._gathered_octets >= GATHER_OCTETS:
             self._flush()
 

@@ -32,7 +32,7 @@ class SubmissionHandler(Protocol):
 class ListenerSettings:
     """Caps and times of the listeners."""
 
-    # In all, and for one address; more are answered 421 4.7.0. They protect file descriptors and memory.
+    # In all, and for one address (an IPv6 /64); more are answered 421 4.7.0. They protect file descriptors and memory.
     max_connections: int = 1_000
     max_connections_per_peer: int = 100
     # Without a whole command, or without any octet of content (RFC 5321 section 4.5.3.2.7 asks for 5 minutes).
@@ -65,6 +65,13 @@ class Counters:
     proxy_failures: int = 0
     # What the sessions count: failed logins and the like.
     sessions: Tally = field(default_factory=Tally)
+
+
+def capped_as(peer: str) -> str:
+    """Whom the cap per peer counts: an IPv4 address, or an IPv6 network of /64, all of which one host may have."""
+    if ":" not in peer:
+        return peer
+    return str(ipaddress.IPv6Network((peer, 64), strict=False).network_address)
 
 
 class Connections:

@@ -16,7 +16,7 @@ import structlog
 from posthouse.errors import LocalFault, PosthouseError
 from posthouse.protocol.proxy_protocol import ProxyFault, parse_proxy_header, plain_ip
 from posthouse.protocol.smtp_server import Close, ServerSession, StartTls, Submitted, format_reply, reply_to_error
-from posthouse.smtpd.connections import Service
+from posthouse.smtpd.connections import Service, capped_as
 from posthouse.smtpd.tls import TlsLayer
 
 _TOO_MANY = format_reply(421, "4.7.0", "Too many connections")
@@ -124,10 +124,11 @@ class SubmissionProtocol(asyncio.Protocol):
     def _begin(self, data: bytes) -> None:
         """Start with the client proper, whose first octets are `data`."""
         service = self._service
-        if not service.connections.add_peer(self._peer, service.settings.max_connections_per_peer):
+        counted = capped_as(self._peer)
+        if not service.connections.add_peer(counted, service.settings.max_connections_per_peer):
             self._turn_away(_TOO_MANY)
             return
-        self._counted_peer = self._peer
+        self._counted_peer = counted
         if self._implicit_tls:
             self._start_tls()
             if data:

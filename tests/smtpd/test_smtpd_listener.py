@@ -11,7 +11,7 @@ import pytest
 
 from posthouse.errors import ConfigurationError, StoreUnavailable
 from posthouse.protocol.smtp_server import BareLineEnds, SessionSettings, Submitted
-from posthouse.smtpd.connections import Done, ListenerSettings
+from posthouse.smtpd.connections import Done, ListenerSettings, capped_as
 from tests.support.processes import wait_until
 from tests.support.smtp_listener import HOST, LOOPS, QUICK, LineClient, ManualClock, RunningListener, open_clients
 from tests.support.submission import KeepingHandler, ListPolicy
@@ -161,6 +161,11 @@ def test_connections_beyond_the_caps_are_turned_away(start: Start) -> None:
         with LineClient(running.port) as again:
             assert again.say("NOOP") == ["250"]
     assert running.listener.counters.refused == 2
+
+
+def test_the_cap_per_peer_takes_an_ipv6_network_as_one() -> None:
+    peers = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2:3:4:5", "2001:db8:0:1::1"]
+    assert [capped_as(peer) for peer in peers] == [*peers[:2], "2001:db8::", "2001:db8::", "2001:db8:0:1::"]
 
 
 def test_idle_and_trickling_sessions_end(start: Start) -> None:
