@@ -11,6 +11,7 @@ So each verb has one implementation, and a change is in force when the command r
 import asyncio
 import contextlib
 import errno
+import fcntl
 import ipaddress
 import json
 import os
@@ -26,11 +27,12 @@ import httpx2
 
 from posthouse.cli.failure import CommandError, problem_of
 from posthouse.cli.options import Place
-from posthouse.errors import PosthouseError
+from posthouse.errors import ConfigurationError
 from posthouse.model.identifier import parse_id
 from posthouse.settings import Settings
 
 SOCKET = "control.sock"
+LOCK = "lock"
 # A node that starts holds the lock before its socket listens.
 _START_TIMEOUT_S = 15.0
 # Longer than any answer of ours: a store that does not answer is reported by the other side within 5 s.
@@ -214,11 +216,11 @@ async def _client(place: Place, closing: contextlib.AsyncExitStack) -> tuple[htt
         try:
             client = await closing.enter_async_context(composed(settings))
             return client, f"The installation on {settings.data}"
-        except PosthouseError as error:
-            # A node has the lock but does not listen yet: it starts, and will.
-            if error.code != "data-in-use" or time.monotonic() > deadline:
+        except ConfigurationError:
+            # A node that starts has the lock, and will listen; another command has it for a moment.
+            if not _is_locked(settings.data / LOCK) or time.monotonic() > deadline:
                 raise
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.05)
 
 
 def settings_of(place: Place) -> Settings:
@@ -294,7 +296,7 @@ async def composed(settings: Settings) -> AsyncIterator[httpx2.AsyncClient]:
     from posthouse.app import Posthouse
 
     posthouse = Posthouse(settings)
-    await posthouse.start(serve=False)
+    await posthouse.start(listen=False)
     try:
         async with api_in_memory(posthouse) as client:
             yield client
@@ -311,6 +313,18 @@ def api_in_memory(posthouse: Any) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(
         transport=httpx2.ASGITransport(app=api), base_url="http://localhost", timeout=_ANSWER_TIMEOUT_S, trust_env=False
     )
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether another process works on the directory."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _listens(path: Path) -> bool:

@@ -47,8 +47,8 @@ message = Group("message", help="Messages: what was handed over, and what became
 @click.option("--application", metavar="NAME", help="Only of this application.")
 @click.option("--server", metavar="NAME", help="Only through this server.")
 @click.option("--tenant", metavar="NAME", help="Only of this tenant, or global.")
-@click.option("--address", metavar="ADDRESS", help="Only from or to this address.")
-@click.option("--text", metavar="TEXT", help="Only with this text in subject or addresses.")
+@click.option("--address", metavar="ADDRESS", help="Only from or to this address, whole, as in the envelope.")
+@click.option("--text", metavar="TEXT", help="Only with this text in Subject, From or Message-ID.")
 @click.option(
     "--since", type=Moment(past=True), help="Only taken at or after this time, such as 2h (ago) or 2026-11-20."
 )
@@ -108,7 +108,7 @@ def _row(item: Item) -> Sequence[str | Cell]:
     state = str(item.get("state") or "captured")
     return (
         item["id"],
-        output.relative_time(item.get("received_at") or item.get("captured_at")),
+        output.relative_time(item["received_at"]),
         Cell(state, _COLOURS.get(state, "")),
         str(item.get("mail_from") or "<>"),
         _recipients(item),
@@ -118,9 +118,8 @@ def _row(item: Item) -> Sequence[str | Cell]:
 
 
 def _recipients(item: Item) -> str:
-    recipients = item.get("recipients") or item.get("to") or []
-    names = [str(r["address"]) if isinstance(r, Mapping) else str(r) for r in recipients]
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "") if names else ""
+    more = int(item.get("recipient_count") or 1) - 1
+    return str(item.get("first_recipient") or "") + (f" and {more} more" if more > 0 else "")
 
 
 @message.command("show", help="Show a message and its timeline.")
@@ -185,7 +184,7 @@ def _show_recipients(recipients: Sequence[Item]) -> None:
         (
             str(r["address"]),
             Cell(str(r["state"]), _COLOURS.get(str(r["state"]), "")),
-            str(r.get("server_name") or r.get("server") or ""),
+            str(r.get("server") or ""),
             Cell(str(r.get("attempts") or 0), right=True),
             str(r.get("last") or ""),
         )

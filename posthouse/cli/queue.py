@@ -7,7 +7,7 @@ import click
 
 from posthouse.cli import output
 from posthouse.cli.connection import connect
-from posthouse.cli.nouns import Item, find, owner_name, tenant_option
+from posthouse.cli.nouns import Item, find, owner_name, tenant_option, with_owner_names
 from posthouse.cli.options import Group, Place
 from posthouse.cli.output import Cell
 from posthouse.cli.servers import NOUN
@@ -22,40 +22,32 @@ def status(ctx: click.Context) -> None:
     place = Place.of(ctx)
     with connect(place) as posthouse:
         answer = posthouse.get("queue")
+        with_owner_names(posthouse, NOUN, answer["items"])
     if place.as_json:
         output.show_json(answer)
         return
-    reason = answer.get("sending_off") or answer.get("sending_off_reason")
-    if reason:
-        output.warn(f"Sending is off: {reason}")
+    if answer.get("sending_off"):
+        output.warn(f"No mail leaves: {answer['sending_off']}")
     rows = [_row(item) for item in answer["items"]]
     output.show_table(
         ("SERVER", "OWNER", "WAITING", "SENDING", "OLDEST", "NEXT DUE", "STATE", "WHY"),
         rows,
-        empty="There is no server.",
+        empty="Nothing waits, and no server is held.",
     )
 
 
 def _row(item: Item) -> Sequence[str | Cell]:
     held = str(item.get("held") or "")
     return (
-        str(item.get("server_name") or item.get("name") or item.get("server") or ""),
+        str(item["server"]),
         owner_name(item),
         Cell(str(item.get("waiting", 0)), right=True),
         Cell(str(item.get("sending", 0)), right=True),
         output.relative_time(item.get("oldest_at")),
         output.relative_time(item.get("next_due_at")),
-        Cell("held" if held else "sends", "attention" if held else "ok"),
-        _why(item) if held else "",
+        Cell("held", "attention") if held else Cell("ready", "ok"),
+        str(item.get("why_waiting") or ""),
     )
-
-
-def _why(item: Item) -> str:
-    if item.get("held") == "operator":
-        return "by a person"
-    why = str(item.get("detail") or item.get("cause") or "")
-    next_try = output.relative_time(item.get("next_try_at") or item.get("next_try"))
-    return f"{why} Next try {next_try}." if next_try else why
 
 
 def _act(verb: str, done: str) -> Any:

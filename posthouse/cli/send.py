@@ -164,7 +164,7 @@ def _key(values: dict[str, Any]) -> dict[str, str]:
 def _attachment(path: Path) -> dict[str, str]:
     kind, encoding = mimetypes.guess_type(path.name)
     return {
-        "filename": path.name,
+        "name": path.name,
         "content_type": kind if kind and encoding is None else "application/octet-stream",
         "content": base64.b64encode(path.read_bytes()).decode(),
     }
