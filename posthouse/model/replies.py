@@ -51,17 +51,21 @@ class ReplyRule:
     retry_after_s: float | None = None
 
 
+_OPENING = frozenset({Stage.GREETING, Stage.CAPABILITY, Stage.TLS, Stage.AUTHENTICATE})
 _SIGN_IN = frozenset({Stage.AUTHENTICATE})
-_ENVELOPE = frozenset({Stage.SENDER, Stage.RECIPIENT})
 _TRANSACTION = frozenset({Stage.SENDER, Stage.RECIPIENT, Stage.DATA})
 _SENDER = frozenset({Stage.SENDER})
 _RECIPIENT = frozenset({Stage.RECIPIENT})
 _DATA = frozenset({Stage.DATA})
-_AFTER_SENDER = frozenset({Stage.RECIPIENT, Stage.DATA})
 
 # A daily quota ends at some hour that nobody tells: asking once an hour costs nothing and finds it.
 _QUOTA_S = 3600.0
 _BUSY_S = 30.0
+
+_TOO_MANY_CONNECTIONS = (
+    r"concurrent connections? limit|sender thread limit|connection (?:count |rate )?limit|"
+    r"too many (?:concurrent |simultaneous |open )*(?:smtp )?(?:connections|sessions)"
+)
 
 # Read from the top; the first row that matches counts. Sources: Microsoft's and Google's lists of SMTP errors, RFC 4954
 # section 6, RFC 5321 section 4.5.3.1.10, RFC 3463 section 3.
@@ -79,12 +83,13 @@ RULES: tuple[ReplyRule, ...] = (
     ReplyRule("daily-quota", Scope.THROTTLE, ("5",), text="submission quota", retry_after_s=_QUOTA_S),
     ReplyRule("tenant-quota", Scope.THROTTLE, ("550",), ("5.7.233", "5.7.705"), retry_after_s=_QUOTA_S),
     ReplyRule("relay-peak", Scope.THROTTLE, ("4",), text="peak smtp relay limit", retry_after_s=300.0),
+    # Before any mail was begun on it, only this connection is one too many; those that are open go on.
+    ReplyRule("connection-limit", Scope.CONNECTION, ("4",), text=_TOO_MANY_CONNECTIONS, stages=_OPENING),
     ReplyRule(
         "too-many-connections",
         Scope.THROTTLE,
         ("4",),
-        text="concurrent connections? limit|sender thread limit|too many (?:concurrent |simultaneous )?"
-        r"(?:smtp )?(?:connections|sessions)",
+        text=_TOO_MANY_CONNECTIONS,
         retry_after_s=_BUSY_S,
     ),
     ReplyRule("throttled", Scope.THROTTLE, ("432",), ("4.3.2",), retry_after_s=_BUSY_S),

@@ -82,12 +82,6 @@ class SmtpFacts:
         return f"[{self.peer}]:{self.port}" if ":" in self.peer else f"{self.peer}:{self.port}"
 
     @property
-    def remote(self) -> str:
-        """The other end for people: host, IP address where it differs, port."""
-        address = f" [{self.peer}]" if self.peer and self.peer != self.host else ""
-        return f"{self.host}{address}:{self.port}"
-
-    @property
     def tls_version(self) -> str:
         """The TLS version, "" in clear text."""
         return self.tls.version if self.tls is not None else ""
@@ -409,18 +403,19 @@ class SmtpSession:
 
         body = content.body
         if body is None:
-            body = b"".join([chunk async for chunk in content.chunks()])
-        header, keep = content.header, self._capabilities.eight_bit
+            try:
+                body = b"".join([chunk async for chunk in content.chunks()])
+            except OSError as error:
+                raise DeliveryFault("content-unreadable") from error
+        keep = self._capabilities.eight_bit
         try:
             if len(body) <= _INLINE_REENCODE_OCTETS:
-                header, body, changes = reencode(header, body, keep_eight_bit=keep)
+                result = reencode(content.header, body, keep_eight_bit=keep)
             else:
-                header, body, changes = await asyncio.to_thread(reencode, header, body, keep_eight_bit=keep)
+                result = await asyncio.to_thread(reencode, content.header, body, keep_eight_bit=keep)
         except CannotReencode as problem:
             raise DeliveryFault("cannot-reencode", detail=str(problem)) from None
-        except OSError as error:
-            raise DeliveryFault("content-unreadable") from error
-        return Reencoded(header, body), changes
+        return Reencoded(result.header, result.body), result.changes
 
 
 @dataclass(frozen=True, slots=True)
