@@ -6,14 +6,14 @@ has seen everything before it.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 from pydantic import ValidationError
 from sqlalchemy import Connection, Row, Table, delete, func, insert, select, text, update
 
-from posthouse.errors import Conflict, LocalFault, NotFound, SecretUnreadable
+from posthouse.errors import Conflict, InvalidInput, LocalFault, NotFound, SecretUnreadable
 from posthouse.model.actor import Actor
 from posthouse.model.application import Application
 from posthouse.model.certificate import Certificate
@@ -39,6 +39,8 @@ from posthouse.model.server import SERVER_KINDS, server_adapter
 from posthouse.model.tenant import Tenant
 from posthouse.store import schema
 from posthouse.store.vault import KeyRing
+
+T = TypeVar("T")
 
 # Any constant: the lock under which configuration versions are given out (PostgreSQL; SQLite has one writer).
 _VERSION_LOCK = 7_015_001
@@ -91,6 +93,33 @@ NOUNS = {
 # Nouns of the change log that have no versions of their own.
 INSTALLATION = "settings"
 CREDENTIAL = "credential"
+
+
+@dataclass(frozen=True, slots=True)
+class KeptVersion:
+    """A version of an object as it was saved: `shape` is the stored one, secrets by the number of their row."""
+
+    version: int
+    at_ms: int
+    actor: str
+    shape: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One change of the configuration. `version` is the configuration version that it made."""
+
+    version: int
+    at_ms: int
+    actor_kind: str
+    actor_id: int
+    actor_name: str
+    tenant_id: int
+    noun: str
+    object_id: int
+    object_name: str
+    action: str
+    changes: Mapping[str, Any]
 
 
 class Change:
@@ -305,6 +334,50 @@ def _flat(shape: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+class Transaction(Generic[T]):
+    """One configuration change as a work of `Database.write`: returns what `function` returned and the directory after.
+
+    `function` gets the change and the directory as the transaction sees it. What it wrote is read back before the
+    commit: values of which no directory can be made are not saved, whatever let them through.
+    """
+
+    def __init__(
+        self,
+        ring: KeyRing,
+        ids: IdentifierSource,
+        actor: Actor,
+        now_ms: int,
+        known: Callable[[], Directory],
+        function: Callable[[Change, Directory], T],
+    ) -> None:
+        self._ring = ring
+        self._ids = ids
+        self._actor = actor
+        self._now_ms = now_ms
+        self._known = known
+        self._function = function
+        self._attempt: tuple[Change, tuple[T, Directory]] | None = None
+
+    def __call__(self, connection: Connection) -> tuple[T, Directory]:
+        """Safe to run again: where an earlier commit of unknown outcome has succeeded, its answer is given again."""
+        if self._attempt is not None and self._attempt[0].is_committed(connection):
+            return self._attempt[1]
+        change = Change(connection, self._ring, self._ids, self._actor, self._now_ms)
+        directory = load_directory(connection, self._ring, self._known())
+        answer = self._function(change, directory), _read_back(connection, self._ring, directory)
+        self._attempt = change, answer
+        return answer
+
+
+def _read_back(connection: Connection, ring: KeyRing, before: Directory) -> Directory:
+    try:
+        return load_directory(connection, ring, before)
+    except ValueError:
+        pass
+    # Outside of the handler: the error may hold the value.
+    raise InvalidInput.of("", "not-allowed", "These values do not fit together: mail could not be routed with them.")
+
+
 # ---------------------------------------------------------------- reading
 
 
@@ -328,14 +401,13 @@ def read_version(connection: Connection, word: str, object_id: int, version: int
     return cast(dict[str, Any], json.loads(config))
 
 
-def read_versions(connection: Connection, word: str, object_id: int) -> list[Row[Any]]:
-    """All versions of an object, newest first: version, at_ms, actor_name, config."""
+def read_versions(connection: Connection, word: str, object_id: int) -> list[KeptVersion]:
+    """All versions of an object, newest first; also of a deleted one."""
     table = schema.object_version
-    return list(
-        connection.execute(
-            select(table).where(table.c.noun == word, table.c.object_id == object_id).order_by(table.c.version.desc())
-        )
-    )
+    query = select(table).where(table.c.noun == word, table.c.object_id == object_id).order_by(table.c.version.desc())
+    return [
+        KeptVersion(row.version, row.at_ms, row.actor_name, json.loads(row.config)) for row in connection.execute(query)
+    ]
 
 
 def open_secret(connection: Connection, ring: KeyRing, word: str, object_id: int, path: str, number: int) -> str | None:
@@ -481,17 +553,24 @@ def _load_credentials(
     return credentials
 
 
-def changes(
+def read_audit(
     connection: Connection, *, tenant_id: int, noun: str | None, object_id: int | None, before: int | None, limit: int
-) -> list[Row[Any]]:
+) -> list[AuditEntry]:
     """The audit log, newest first; for a tenant its own entries only."""
-    query = select(schema.change).order_by(schema.change.c.id.desc()).limit(limit)
+    table = schema.change
+    query = select(table).order_by(table.c.id.desc()).limit(limit)
     if tenant_id:
-        query = query.where(schema.change.c.tenant_id == tenant_id)
+        query = query.where(table.c.tenant_id == tenant_id)
     if noun:
-        query = query.where(schema.change.c.noun == noun)
+        query = query.where(table.c.noun == noun)
     if object_id is not None:
-        query = query.where(schema.change.c.object_id == object_id)
+        query = query.where(table.c.object_id == object_id)
     if before is not None:
-        query = query.where(schema.change.c.id < before)
-    return list(connection.execute(query))
+        query = query.where(table.c.id < before)
+    return [
+        AuditEntry(
+            row.id, row.at_ms, row.actor_kind, row.actor_id, row.actor_name, row.tenant_id, row.noun, row.object_id,
+            row.object_name, row.action, json.loads(row.difference),
+        )
+        for row in connection.execute(query)
+    ]  # fmt: skip
