@@ -274,7 +274,6 @@ class SubmissionProtocol(asyncio.Protocol):
         reply, self._reply = self._reply, None
         if reply is None:
             return False
-        self._awaited = None
         self._resume(session, reply)
         return True
 
@@ -282,6 +281,7 @@ class SubmissionProtocol(asyncio.Protocol):
         """The handler's answer: 250 or the error's reply. After the connection was lost it changes nothing."""
         if self._awaited is not submitted:
             return
+        self._awaited = None
         if isinstance(result, str):
             self._service.counters.messages_accepted += 1
             reply = b"250 2.0.0 Ok: queued as " + result.encode("ascii") + b"\r\n"
@@ -291,7 +291,6 @@ class SubmissionProtocol(asyncio.Protocol):
         if self._submitting:
             self._reply = reply
             return
-        self._awaited = None
         session = self._session
         if session is None or self._phase is not _Phase.SESSION:
             return

@@ -1,5 +1,6 @@
 """The SMTP listeners over real sockets: messages, smuggling, caps, times, drain, PROXY, faults of ours."""
 
+import base64
 import ipaddress
 import socket
 import time
@@ -8,6 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+import structlog
 
 from posthouse.errors import ConfigurationError, StoreUnavailable
 from posthouse.protocol.smtp_server import BareLineEnds, SessionSettings, Submitted
@@ -344,3 +346,60 @@ def test_a_balancer_that_says_nothing_is_ended(start: Start) -> None:
         wait_until(lambda: running.listener.open_connections == 1)
         clock.advance(31)
         assert client.closed
+
+
+# --- flow and logs ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_sent_ahead_of_a_pending_message_stays_outside_beyond_a_bound(start: Start) -> None:
+    running = start(handler=(handler := KeepingHandler(at_once=False)))
+    with LineClient(running.port) as client:
+        client.send("\r\n".join(OPENING).encode() + b"\r\nhello\r\n.\r\n")
+        wait_until(lambda: handler.waiting)
+        client.socket.settimeout(1)
+        sent = bytearray()
+        flood = b"NOOP\r\n" * 10_000
+        with pytest.raises(TimeoutError):
+            while len(sent) < 200_000_000:
+                sent += flood[: client.socket.send(flood[len(sent) % 6 :])]
+        # Ours, and the kernel's buffers on both sides.
+        assert len(sent) < 20_000_000
+        client.socket.settimeout(10)
+        running.in_loop(handler.release)
+        assert [client.reply()[:3] for _ in range(5 + 1000)] == [*BEGUN, *["250"] * 1001]
+
+
+class HastyHandler(KeepingHandler):
+    """Answers each message twice."""
+
+    def submit(self, submitted: Submitted, done: Done) -> None:
+        self.taken.append(submitted)
+        submitted.content.finish()
+        done("first")
+        done("second")
+        self.waiting.append(done)
+
+
+def test_a_second_answer_to_a_message_is_nobodys(start: Start) -> None:
+    running = start(handler=(handler := HastyHandler()))
+    with LineClient(running.port) as client:
+        for _ in range(2):
+            assert client.say(*OPENING) == BEGUN
+            client.send(b".\r\n")
+            assert client.reply() == "250 2.0.0 Ok: queued as first"
+        running.in_loop(handler.release)
+        assert client.say("NOOP") == ["250"]
+
+
+def test_logs_hold_no_secret_and_no_control_character(start: Start) -> None:
+    with structlog.testing.capture_logs() as logged:
+        running = start(policy=ListPolicy(passwords={"shop": "secret"}))
+        with LineClient(running.port) as client:
+            login = base64.b64encode(b"\0sh\x1b[2Jop\nINFO all is well\0canary").decode()
+            client.say("EHLO \x1b[2Jcanary", "EHLO c", *[f"AUTH PLAIN {login}"] * 4, *["canary"] * 20)
+            assert client.closed
+        wait_until(lambda: running.listener.open_connections == 0)
+    events = [entry["event"] for entry in logged]
+    assert events.count("smtp.authentication_failed") == 4
+    assert "smtp.too_many_errors" in events
+    assert not [entry for entry in logged if "canary" in str(entry) or "\\x1b" in repr(entry) or "\\n" in repr(entry)]
