@@ -143,9 +143,7 @@ class FieldOptions:
         for path in self.fields:
             if wanted in _names(path):
                 return path
-        raise CommandError.usage(
-            f"--unset: there is no field {name!r}.", remedy="The options of --help are the fields."
-        )
+        raise CommandError.usage("--unset: there is no such field.", remedy="The options of --help are the fields.")
 
 
 def merged_fields(models: Sequence[type[BaseModel]]) -> Iterable[FieldDescription]:

@@ -50,7 +50,10 @@ class Moment(click.ParamType[datetime]):
 def parse_span(text: str) -> timedelta | None:
     """`90d` as a span, None where the text is none."""
     match = _SPAN.fullmatch(text.strip().lower())
-    return timedelta(seconds=float(match[1]) * _SECONDS[match[2]]) if match else None
+    try:
+        return timedelta(seconds=float(match[1]) * _SECONDS[match[2]]) if match else None
+    except OverflowError:
+        return None
 
 
 def parse_moment(text: str, *, past: bool = False, now: datetime | None = None) -> datetime | None:
