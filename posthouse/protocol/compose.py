@@ -147,23 +147,23 @@ def _further_field(name: str, value: str) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Entity:
+class Entity:
     """A MIME entity (RFC 2045 section 2.4): its Content- fields and its body."""
 
     header: bytes
     body: bytes
 
 
-def _content(parts: Composition) -> _Entity:
+def _content(parts: Composition) -> Entity:
     """The MIME tree: mixed (related (alternative (text, html), what the HTML shows), files), each only where needed."""
     if not parts.attachments and parts.html is None:
         return _text("text", "plain", parts.text or "")
-    shown: list[_Entity] = []
-    files: list[_Entity] = []
+    shown: list[Entity] = []
+    files: list[Entity] = []
     for at, attachment in enumerate(parts.attachments):
         belongs_to_html = attachment.content_id is not None and parts.html is not None
         (shown if belongs_to_html else files).append(_attachment(f"attachments.{at}", attachment))
-    root: _Entity | None = None
+    root: Entity | None = None
     root_type = "text/html"
     if parts.html is not None:
         root = _text("html", "html", parts.html)
@@ -171,13 +171,14 @@ def _content(parts: Composition) -> _Entity:
         plain = _text("text", "plain", parts.text or "")
         if root is not None:
             root_type = "multipart/alternative"
-        root = plain if root is None else _multipart("alternative", [plain, root])
+        root = plain if root is None else write_multipart("alternative", [plain, root])
     if shown:
-        root = _multipart("related", [root, *shown], f';\r\n type="{root_type}"')
-    return _multipart("mixed", [root, *files]) if files else root
+        root = write_multipart("related", [root, *shown], f';\r\n type="{root_type}"')
+    return write_multipart("mixed", [root, *files]) if files else root
 
 
-def _multipart(subtype: str, entities: Sequence[_Entity], parameters: str = "") -> _Entity:
+def write_multipart(subtype: str, entities: Sequence[Entity], parameters: str = "") -> Entity:
+    """A multipart (RFC 2046 section 5.1); `parameters` are further ones, each with `;`, CRLF and a space before it."""
     # 128 random bits: nobody can write a part that ends another. `=_` occurs in no quoted-printable or base64 text.
     boundary = f"=_{secrets.token_hex(16)}"
     opening = f"--{boundary}\r\n".encode("ascii")
@@ -186,24 +187,29 @@ def _multipart(subtype: str, entities: Sequence[_Entity], parameters: str = "") 
         pieces += (opening, entity.header, b"\r\n", entity.body, b"\r\n")
     pieces.append(f"--{boundary}--\r\n".encode("ascii"))
     header = f'Content-Type: multipart/{subtype};\r\n boundary="{boundary}"{parameters}\r\n'
-    return _Entity(header.encode("ascii"), b"".join(pieces))
+    return Entity(header.encode("ascii"), b"".join(pieces))
 
 
-def _text(input_name: str, subtype: str, text: str) -> _Entity:
-    if "\0" in text or _SURROGATE.search(text):
-        raise InvalidInput.of(input_name, "control-character", "The text holds a NUL or half a character. Remove it.")
+def write_text(subtype: str, text: str) -> Entity:
+    """A text part in UTF-8, encoded where it must be. Ends in CRLF unless it is empty."""
     octets = _LINE_END.sub("\r\n", text).encode("utf-8")
     if octets and not octets.endswith(b"\r\n"):
         octets += b"\r\n"
     encoding, body = encode_text(octets)
     header = f"Content-Type: text/{subtype}; charset=utf-8\r\nContent-Transfer-Encoding: {encoding}\r\n"
-    return _Entity(header.encode("ascii"), body)
+    return Entity(header.encode("ascii"), body)
+
+
+def _text(input_name: str, subtype: str, text: str) -> Entity:
+    if "\0" in text or _SURROGATE.search(text):
+        raise InvalidInput.of(input_name, "control-character", "The text holds a NUL or half a character. Remove it.")
+    return write_text(subtype, text)
 
 
 # --- attachments ------------------------------------------------------------------------------------------------------
 
 
-def _attachment(input_name: str, attachment: Attachment) -> _Entity:
+def _attachment(input_name: str, attachment: Attachment) -> Entity:
     kind, parameters = _media_type(f"{input_name}.content_type", attachment.content_type)
     as_it_is = fits_seven_bit(attachment.content) and not find_line_faults(attachment.content)
     if kind.startswith("message/") and not as_it_is:
@@ -219,7 +225,7 @@ def _attachment(input_name: str, attachment: Attachment) -> _Entity:
     if attachment.content_id is not None:
         lines.append(f"Content-ID: <{_content_id(f'{input_name}.content_id', attachment.content_id)}>")
     lines.append(f"Content-Disposition: {attachment.disposition}{_file_name(f'{input_name}.name', attachment.name)}")
-    return _Entity("\r\n".join([*lines, ""]).encode("ascii"), body)
+    return Entity("\r\n".join([*lines, ""]).encode("ascii"), body)
 
 
 def _media_type(input_name: str, content_type: str) -> tuple[str, str]:
