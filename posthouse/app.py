@@ -13,6 +13,7 @@ import socket
 from pathlib import Path
 
 import structlog
+from starlette.types import ASGIApp
 
 from posthouse import logs
 from posthouse.administration import Administration
@@ -303,6 +304,10 @@ class Posthouse:
     def http_addresses(self) -> list[tuple[str, int]]:
         """Where pages and REST are reached, with the real ports."""
         return [listener.bound for listener in self._http if listener.bound is not None]
+
+    def command_api(self) -> ASGIApp:
+        """The API as the command line calls it in this process, where no node runs."""
+        return make_api(self, trusted_actor=COMMAND)
 
     # ------------------------------------------------------------ health
 

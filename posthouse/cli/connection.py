@@ -293,26 +293,21 @@ def _is_loopback(host: str) -> bool:
 @contextlib.asynccontextmanager
 async def composed(settings: Settings) -> AsyncIterator[httpx2.AsyncClient]:
     """The program in this process, without listeners: holds the lock of the data directory until it is left."""
+    from posthouse import logs
     from posthouse.app import Posthouse
 
+    # On standard error, and only what a person has to know: standard output is the command's.
+    logs.configure("text", "warning")
     posthouse = Posthouse(settings)
     await posthouse.start(listen=False)
     try:
-        async with api_in_memory(posthouse) as client:
+        transport = httpx2.ASGITransport(app=posthouse.command_api())
+        async with httpx2.AsyncClient(
+            transport=transport, base_url="http://localhost", timeout=_ANSWER_TIMEOUT_S, trust_env=False
+        ) as client:
             yield client
     finally:
         await posthouse.stop()
-
-
-def api_in_memory(posthouse: Any) -> httpx2.AsyncClient:
-    """The API of a program in this process, called as the command line."""
-    from posthouse.api.application import make_api
-    from posthouse.model.actor import COMMAND
-
-    api = make_api(posthouse, trusted_actor=COMMAND)
-    return httpx2.AsyncClient(
-        transport=httpx2.ASGITransport(app=api), base_url="http://localhost", timeout=_ANSWER_TIMEOUT_S, trust_env=False
-    )
 
 
 def _is_locked(path: Path) -> bool:

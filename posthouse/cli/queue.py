@@ -8,7 +8,7 @@ import click
 from posthouse.cli import output
 from posthouse.cli.connection import connect
 from posthouse.cli.nouns import Item, find, owner_name, tenant_option, with_owner_names
-from posthouse.cli.options import Group, Place
+from posthouse.cli.options import Command, Group, Place
 from posthouse.cli.output import Cell
 from posthouse.cli.servers import NOUN
 
@@ -52,11 +52,11 @@ def _row(item: Item) -> Sequence[str | Cell]:
 
 def _act(verb: str, done: str) -> Any:
     @click.pass_context
-    def run(ctx: click.Context, /, reference: str, tenant: str | None) -> None:
+    def run(ctx: click.Context, /, reference: str, tenant: str | None, detail: str = "") -> None:
         place = Place.of(ctx)
         with connect(place) as posthouse:
             found = find(posthouse, NOUN, reference, tenant)
-            answer = posthouse.post(f"queue/{found['id']}/{verb}")
+            answer = posthouse.post(f"queue/{found['id']}/{verb}", {"detail": detail} if detail else None)
         if place.as_json:
             output.show_json(answer)
         else:
@@ -67,8 +67,10 @@ def _act(verb: str, done: str) -> Any:
 
 _WHICH = [click.Argument(["reference"], metavar="SERVER"), *tenant_option(NOUN)]
 
-for _verb, _done, _help in (
-    ("hold", "is held until it is released", "Hold the queue of a server until it is released."),
-    ("release", "moves again", "Let the queue of a server move again, also where a fault holds it."),
+_DETAIL = click.Option(["--detail"], default="", metavar="TEXT", help="Why, for your colleagues.")
+
+for _verb, _done, _more, _help in (
+    ("hold", "is held until it is released", [_DETAIL], "Hold the queue of a server until it is released."),
+    ("release", "moves again", [], "Let the queue of a server move again, also where a fault holds it."),
 ):
-    queue.add_command(queue.command_class(_verb, callback=_act(_verb, _done), params=list(_WHICH), help=_help))
+    queue.add_command(Command(_verb, callback=_act(_verb, _done), params=[*_WHICH, *_more], help=_help))
