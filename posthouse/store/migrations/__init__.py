@@ -1,0 +1,1 @@
+"""Alembic's steps from one release's tables to the next. Run by `posthouse.store.migrate`, never by hand."""
