@@ -123,7 +123,8 @@ class Lane:
         # Messages reserved, queued or on the wire.
         self.in_hand = 0
         self.workers: set[asyncio.Task[None]] = set()
-        self.idle: collections.deque[asyncio.Future[Job | None]] = collections.deque()
+        # Workers with an open connection and nothing to send, and since when; the longest idle first.
+        self.idle: collections.deque[tuple[asyncio.Future[Job | None], float]] = collections.deque()
         self.working: set[int] = set()
         # More is due in the store than the lane could take.
         self.has_backlog = False
@@ -295,7 +296,8 @@ class Delivery:
         """Give the job to an idle worker, a new one, or the queue."""
         self._jobs[id(job)] = job
         while lane.idle:
-            waiter = lane.idle.popleft()
+            # The connection used last is used first again, so that those not needed can end.
+            waiter, _ = lane.idle.pop()
             if not waiter.done():
                 waiter.set_result(job)
                 return
@@ -336,6 +338,8 @@ class Delivery:
                         return
                 await self._send(lane, session, job)
                 sent += 1
+        except Exception:
+            log.exception("delivery: a worker failed", server=lane.name)
         finally:
             if session is not None:
                 with contextlib.suppress(Exception):
@@ -354,15 +358,8 @@ class Delivery:
         if not connected or self._stopping:
             return None
         waiter: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
-        # The connection used last is used first again, so that those not needed can end.
-        lane.idle.appendleft(waiter)
-        timer = asyncio.get_running_loop().call_later(float(lane.record.value.idle_s), _dismiss, waiter)
-        try:
-            return await waiter
-        finally:
-            timer.cancel()
-            with contextlib.suppress(ValueError):
-                lane.idle.remove(waiter)
+        lane.idle.append((waiter, self.monotonic()))
+        return await waiter
 
     def _may_start(self, lane: Lane, job: Job) -> bool:
         """Whether the job can be sent now; otherwise it has been given back."""
@@ -393,7 +390,7 @@ class Delivery:
             self._done(lane, job)
             self._release([job])
             return None
-        if getattr(session.facts, "tls_fell_back", False):
+        if session.facts.tls_fell_back:
             self.counters.tls_fallbacks += 1
         return session
 
@@ -593,10 +590,9 @@ class Delivery:
         if session is not None:
             facts = session.facts
             data["remote"] = facts.remote
-            data["tls"] = facts.tls
-            changes = session.changes
-            if changes:
-                data["changes"] = list(changes)
+            data["tls"] = facts.tls_version
+            if facts.tls_fell_back:
+                data["tls_fell_back"] = True
         if job.fallback_for:
             held = self._directory.current.servers.get(job.fallback_for)
             data["fallback_for"] = held.name if held else ""
@@ -759,8 +755,14 @@ class Delivery:
             self._lanes.pop(lane.record.id, None)
 
     def _dismiss_idle(self, lane: Lane) -> None:
-        for waiter in list(lane.idle):
-            _dismiss(waiter)
+        while lane.idle:
+            _dismiss(lane.idle.popleft()[0])
+
+    def _end_idle(self, lane: Lane) -> None:
+        """Close connections that have been idle for longer than the server's setting."""
+        before = self.monotonic() - lane.record.value.idle_s
+        while lane.idle and lane.idle[0][1] <= before:
+            _dismiss(lane.idle.popleft()[0])
 
     def _try_again_after_edit(self, server_id: int) -> None:
         """Somebody has mended it, perhaps: no need to wait for the next try."""
@@ -780,6 +782,7 @@ class Delivery:
                 last_measure = self.monotonic()
                 for lane in self._lanes.values():
                     lane.measure()
+                    self._end_idle(lane)
             try:
                 await self._claim_due()
             except PosthouseError as error:
@@ -1030,10 +1033,10 @@ def _outcome_item(recipient: QueuedRecipient, outcome: Outcome) -> dict[str, Any
     item: dict[str, Any] = {"r": recipient.id, "result": outcome.result.value}
     if outcome.reply is not None:
         item["reply"] = str(outcome.reply)
+    if outcome.detail:
+        item["detail"] = outcome.detail
     if outcome.result is not Result.DELIVERED:
         item["stage"] = outcome.stage.value
         item["cause"] = outcome.cause
         item["scope"] = outcome.scope.value
-        if outcome.detail:
-            item["detail"] = outcome.detail
     return item

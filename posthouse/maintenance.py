@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -141,7 +142,7 @@ class Maintenance:
             before = now_ms - int(value.keep_days * 86_400_000)
             while True:
                 gone = await self._database.write(
-                    lambda c, i=record.id, n=value.keep_messages, b=before: messages.prune_captured(c, i, n, b, BATCH)
+                    partial(messages.prune_captured, server_id=record.id, keep=value.keep_messages, before_ms=before)
                 )
                 if len(gone) < BATCH:
                     break
@@ -151,12 +152,12 @@ class Maintenance:
         before = now_ms - self._directory.current.installation.keep_content_s * 1000
         after = 0
         while True:
-            rows = await self._database.read(lambda c, a=after: messages.finished_content(c, before, a, BATCH))
+            rows = await self._database.read(partial(messages.finished_content, before_ms=before, after=after, limit=BATCH))
             if not rows:
                 return
             after = rows[-1].id
             ids = [row.id for row in rows]
-            await self._database.write(lambda c, i=ids: messages.drop_content(c, i))
+            await self._database.write(partial(messages.drop_content, message_ids=ids))
             for row in rows:
                 if row.content_place == STORED:
                     await asyncio.get_running_loop().run_in_executor(None, self._contents.remove, row.id)
@@ -166,7 +167,7 @@ class Maintenance:
         while True:
             ids = await self._database.read(lambda c: messages.old_messages(c, before, BATCH))
             if ids:
-                await self._database.write(lambda c, i=ids: messages.drop_messages(c, i))
+                await self._database.write(partial(messages.drop_messages, message_ids=ids))
             if len(ids) < BATCH:
                 return
 
@@ -194,7 +195,7 @@ class Maintenance:
         old = [i for i in held if created_ms(i) < self._clock.now_ms() - ORPHAN_AGE_MS]
         for start in range(0, len(old), BATCH):
             part = old[start : start + BATCH]
-            known = await self._database.read(lambda c, p=part: messages.which_exist(c, p))
+            known = await self._database.read(partial(messages.which_exist, message_ids=part))
             for message_id in part:
                 if message_id not in known:
                     await asyncio.get_running_loop().run_in_executor(None, self._contents.remove, message_id)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +44,7 @@ from posthouse.model.routing import Need, Route, choose, is_fax
 from posthouse.protocol.headers import HeaderFacts, decode_for_people, put_in_front, remove_fields, scan
 from posthouse.store import schema
 from posthouse.store.content import INLINE, STORED, ContentBuffer, ContentStore, ReceivedContent
+from posthouse.store.credentials import SMTP, recognise
 from posthouse.store.database import Append, Database, Statement
 from posthouse.store.directory_source import DirectorySource
 from posthouse.store.messages import (
@@ -188,17 +190,12 @@ class Submission:
             if wait:
                 raise TooManyRequests("Too many failed sign-ins.", retry_after_s=int(wait) + 1)
         directory = self._directory.current
-        credential = directory.credentials.get(username)
-        if credential is None or credential.kind != "smtp":
-            # Equal work for unknown names, so that time tells nothing.
-            self._ring.digest(password)
-            matched = False
-        else:
-            matched = self._ring.matches(password, credential.key_id, credential.digest)
+        # Equal work for unknown names, so that time tells nothing.
+        credential = recognise(directory, self._ring, SMTP, username, password)
         expired = credential is not None and credential.expires_ms is not None and (
             credential.expires_ms <= self._clock.now_ms()
         )  # fmt: skip
-        if not matched or credential is None or expired or not directory.is_active(credential.application_id):
+        if credential is None or expired or not directory.is_active(credential.application_id):
             self._throttle.failed(f"address {peer}", now)
             self._throttle.failed(f"account {username.lower()}", now)
             return None
@@ -339,17 +336,19 @@ class Submission:
 
     def _assemble(self, directory: Directory, handover: Handover, facts: HeaderFacts) -> Built:
         now_ms = self._clock.now_ms()
-        message_id = self._ids()
+        message_id = self._ids(now_ms)
         envelope, received = handover.envelope, handover.content
         traits = received.body_traits | _header_traits(facts, envelope)
         header, header_message_id, changes = self._header(handover, facts, message_id, now_ms)
-        size = received.size - len(received.header) + len(header)
+        # The empty line between header and body is in the size of what came, and at the end of our header.
+        size = received.size - len(received.header) - 2 + len(header)
         header_from = facts.from_value or b""
         routes = self._routes(directory, handover, header_from, Need(size, traits))
         inline = received.spooled is None
         waits = handover.send_at_ms is not None and handover.send_at_ms > now_ms
         built = Built(message_id, [], spooled=received.spooled)
-        origin = _origin(handover.origin, changes, routes)
+        passed = tuple(sentence for route, _ in routes for sentence in route.passed_over)
+        origin = _origin(handover.origin, tuple(changes), passed)
         built.rows.append(
             (
                 INSERT_MESSAGE,
@@ -389,7 +388,7 @@ class Submission:
         else:
             state, reason, due, lease = RecipientState.WAITING, WaitingReason.DUE, now_ms, 0
         for recipient in recipients:
-            recipient_id = self._ids()
+            recipient_id = self._ids(now_ms)
             built.rows.append(
                 (
                     INSERT_RECIPIENT,
@@ -442,7 +441,7 @@ class Submission:
         if not facts.has_date:
             front += f"Date: {date}\r\n"
             changes.append("Date was added.")
-        return put_in_front(header, front.encode("ascii", "replace")), header_message_id, changes
+        return put_in_front(header, front.encode("ascii", "replace")) + b"\r\n", header_message_id, changes
 
     def _received(self, handover: Handover, message_id: int, date: str) -> str:
         origin = handover.origin
@@ -535,15 +534,15 @@ class Submission:
             more.append((INSERT_IDEMPOTENCY, row))
         future: asyncio.Future[PosthouseError | None] = asyncio.get_running_loop().create_future()
         self._commit(built, more, lambda error: None if future.done() else future.set_result(error))
-        error = await future
-        if error is None:
+        fault = await future
+        if fault is None:
             return answers
-        if idempotency is not None and not isinstance(error, LocalFault):
+        if idempotency is not None and not isinstance(fault, LocalFault):
             # Another node was faster with the same key: its answer counts.
             known = await self._known_answer(idempotency)
             if known is not None:
                 return known
-        raise error
+        raise fault
 
     async def _known_answer(self, idempotency: IdempotencyKey) -> list[int | PosthouseError] | None:
         table = schema.idempotency
@@ -629,14 +628,15 @@ def _shown(value: bytes) -> str:
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-def _origin(origin: Origin, changes: list[str], routes: list[tuple[Route, list[EnvelopeRecipient]]]) -> str:
+@lru_cache(maxsize=1024)
+def _origin(origin: Origin, changes: tuple[str, ...], passed: tuple[str, ...]) -> str:
+    """The JSON of where a message came in; the same for most messages of a session."""
     facts: dict[str, Any] = {
         "protocol": origin.protocol, "peer": origin.peer, "helo": origin.helo, "tls": origin.tls,
         "by": origin.admitted_by,
     }  # fmt: skip
     if changes:
         facts["changes"] = changes
-    passed = [sentence for route, _ in routes for sentence in route.passed_over]
     if passed:
         facts["passed_over"] = passed
     return _encode(facts)

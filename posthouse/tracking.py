@@ -84,7 +84,7 @@ class Tracking:
 
     # ------------------------------------------------------------ reading
 
-    async def list(
+    async def messages(
         self, actor: Actor, wanted: MessageFilter, *, before: int | None = None, limit: int = PAGE
     ) -> list[Any]:
         """Messages newest first: rows with `state`, `recipients` (count) and `first_recipient`."""
@@ -120,7 +120,7 @@ class Tracking:
         return self._pieces(message_id, bytes(content.header), content.body, row.content_place == INLINE)
 
     async def _pieces(self, message_id: int, header: bytes, body: bytes | None, inline: bool) -> AsyncIterator[bytes]:
-        yield header + b"\r\n"
+        yield header
         if inline:
             yield bytes(body or b"")
             return

@@ -28,10 +28,11 @@ class IdentifierSource:
         self._last = 0
         self._lock = threading.Lock()
 
-    def __call__(self) -> int:
-        """The next identifier. It is greater than each one before, also when the clock steps back."""
+    def __call__(self, now_ms: int | None = None) -> int:
+        """The next identifier, at `now_ms` where the caller has looked at the clock already. It is greater than each one
+        before, also when the clock steps back."""
         with self._lock:
-            base = ((self._now_ms() - EPOCH_MS) << (NODE_BITS + COUNTER_BITS)) | self._node
+            base = (((now_ms or self._now_ms()) - EPOCH_MS) << (NODE_BITS + COUNTER_BITS)) | self._node
             last = self._last
             if base > last:
                 value = base

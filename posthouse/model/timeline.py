@@ -113,6 +113,9 @@ def listed(addresses: Sequence[str]) -> str:
     return shown if len(addresses) <= 3 else f"{shown} and {len(addresses) - 3} more"
 
 
+# Sent in clear text: as configured, or because optional STARTTLS was not to be had.
+_CLEAR = {False: ", not encrypted", True: ", not encrypted because the server offered no TLS"}
+
 _RESULTS = {
     "delivered": "took responsibility for",
     "handed_over": "took the job for",
@@ -140,13 +143,13 @@ def _event(row: Any, data: Mapping[str, Any], by_id: Mapping[int, str], names: N
 
 
 def _attempt(row: Any, data: Mapping[str, Any], by_id: Mapping[int, str], names: Names) -> list[Entry]:
-    entries = [Entry(at(row.at_ms), "changed", text) for text in data.get("changes", ())]
+    entries = []
     groups: dict[tuple[str, str, str], list[str]] = {}
     for item in data.get("outcomes", ()):
         key = (str(item.get("result")), str(item.get("reply", "")), str(item.get("detail", "")))
         groups.setdefault(key, []).append(by_id.get(int(item.get("r", 0)), "a recipient"))
     where = f" at {data['remote']}" if data.get("remote") else ""
-    tls = f", {data['tls']}" if data.get("tls") else (", not encrypted" if data.get("remote") else "")
+    tls = f", {data['tls']}" if data.get("tls") else _CLEAR[bool(data.get("tls_fell_back"))] * bool(data.get("remote"))
     fallback = f", standing in for {data['fallback_for']}" if data.get("fallback_for") else ""
     for (result, reply, detail), addresses in groups.items():
         verb = _RESULTS.get(result, result)

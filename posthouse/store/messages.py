@@ -46,11 +46,11 @@ SETTLE = Statement(
     types=("smallint", "smallint", "bigint", "integer", "smallint", "bigint", "text", "bigint", "integer"),
 )
 RENEW = Statement(
-    "UPDATE recipient SET due_ms = ? WHERE id = ? AND lease = ?", fenced=True, types=("bigint", "bigint", "integer")
+    "UPDATE recipient SET due_ms = ? WHERE id = ? AND lease = ? AND state = 2", fenced=True, types=("bigint", "bigint", "integer")
 )
 # Written before the final dot where the server's rule for a lost reply is to hold.
 MARK = Statement(
-    "UPDATE recipient SET reason = ? WHERE id = ? AND lease = ?", fenced=True, types=("smallint", "bigint", "integer")
+    "UPDATE recipient SET reason = ? WHERE id = ? AND lease = ? AND state = 2", fenced=True, types=("smallint", "bigint", "integer")
 )
 
 WAITING, SENDING = int(RecipientState.WAITING), int(RecipientState.SENDING)

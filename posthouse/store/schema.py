@@ -223,6 +223,12 @@ message = Table(
     Column("origin", Text, nullable=False),
     # 0: content stands in `content`; 1: header there, body in the content store; 2: gone by retention.
     Column("content_place", SmallInteger, nullable=False),
+    Index(
+        "message_expiry",
+        "expires_ms",
+        sqlite_where=text("expires_ms IS NOT NULL"),
+        postgresql_where=text("expires_ms IS NOT NULL"),
+    ),
 )
 
 # Bytes live apart from what is queried.
@@ -230,6 +236,7 @@ content = Table(
     "content",
     metadata,
     Column("message_id", BigInteger, primary_key=True, autoincrement=False),
+    # With the empty line that ends it.
     Column("header", LargeBinary, nullable=False),
     Column("body", LargeBinary),
 )

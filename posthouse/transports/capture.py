@@ -17,7 +17,7 @@ class CaptureFacts:
     """No far side: nothing was spoken."""
 
     remote: str = ""
-    tls: str = ""
+    tls_version: str = ""
     tls_fell_back: bool = False
 
 
@@ -28,7 +28,6 @@ class CaptureSession:
     keeps = True
     usable = True
     facts = CaptureFacts()
-    changes: tuple[str, ...] = ()
 
     async def send(self, envelope: Envelope, content: OutgoingContent, guard: Guard) -> list[Outcome]:
         """Keep the message: it is in the store already, so that nothing can fail here."""
