@@ -19,11 +19,11 @@ from posthouse import logs
 from posthouse.administration import Administration
 from posthouse.api.application import make_api
 from posthouse.clock import Clock
+from posthouse.console.application import make_console
 from posthouse.delivery import Delivery
 from posthouse.errors import ConfigurationError, LocalFault
 from posthouse.http_listener import HttpListener
 from posthouse.maintenance import Maintenance
-from posthouse.metrics import Metrics
 from posthouse.model.actor import COMMAND
 from posthouse.model.directory import Directory, ServerRecord
 from posthouse.model.identifier import IdentifierSource
@@ -283,18 +283,21 @@ class Posthouse:
 
     async def _listen_for_http(self) -> None:
         settings = self.settings
-        self.metrics = Metrics(self)
         if settings.http:
-            await self._serve(HttpListener(make_api(self, trusted_actor=None), address=split_listener(settings.http)))
+            await self._serve(HttpListener(self._web(), address=split_listener(settings.http)))
         if settings.https and settings.tls_cert and settings.tls_key:
             await self._serve(
                 HttpListener(
-                    make_api(self, trusted_actor=None),
+                    self._web(),
                     address=split_listener(settings.https),
                     certificate=(settings.tls_cert, settings.tls_key),
                 )
             )
         await self._serve(HttpListener(make_api(self, trusted_actor=COMMAND), path=self.control_socket))
+
+    def _web(self) -> ASGIApp:
+        """REST and pages as people and programs reach them, with a credential or a session."""
+        return make_api(self, trusted_actor=None, pages=make_console(self))
 
     async def _serve(self, listener: HttpListener) -> None:
         await listener.start()

@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"api", "console", "smtpd", "cli", "http_listener"},
     {
         *("administration", "authorization", "diagnosis", "submission", "delivery", "retrieval", "notification"),
-        *("tracking", "maintenance", "metrics"),
+        *("tracking", "maintenance", "metrics", "sessions"),
     },
     {"store", "transports", "fetchers"},
     {"protocol"},
