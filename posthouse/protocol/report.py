@@ -19,7 +19,15 @@ from enum import StrEnum
 from posthouse.model.address import Address, AddressFault, NamedAddress, parse_address
 from posthouse.model.outcome import Reply
 from posthouse.protocol.compose import Entity, write_multipart, write_text
-from posthouse.protocol.headers import HeaderFacts, decode_for_people, fold, scan, write_addresses
+from posthouse.protocol.headers import (
+    HeaderFacts,
+    decode_for_people,
+    find_line_faults,
+    fold,
+    normalise_line_ends,
+    scan,
+    write_addresses,
+)
 from posthouse.protocol.transfer_encoding import encode_base64, encode_quoted_printable, fits_seven_bit, lines_fit
 
 # Above this the report carries the header alone, also where RET=FULL asked for all: RFC 3461 section 4.3 lets it, and a
@@ -85,8 +93,9 @@ def failure_report(
     """Build (header, body) of a report to `to`, the envelope sender of the original.
 
     `envelope_id` is ENVID as it was given. `original_body` is given where RET=FULL asked for it; it goes along up to
-    1 MiB, where a recipient failed and its lines are legal. Date and Message-ID are left to submission unless `written_at`
-    gives the date. Raises AddressFault when `to` or `header_from` is no address, ValueError without recipients.
+    1 MiB, where a recipient failed and its lines are legal. Date and Message-ID are left to submission unless
+    `written_at` gives the date. Raises AddressFault when `to` or `header_from` is no address, and ValueError without
+    recipients.
     """
     if not recipients:
         raise ValueError("A report is about at least one recipient.")
@@ -272,8 +281,10 @@ def _xtext_decoded(text: str) -> str:
 
 def _returned(header: bytes, body: bytes | None) -> Entity:
     """The original: whole where it may be, else its header (RFC 6522 section 3 and 4; RFC 6533 section 5)."""
-    if body is not None and len(body) <= MAX_RETURNED_OCTETS and lines_fit(header) and lines_fit(body):
-        whole = header + b"\r\n" + body
+    # What was kept before bare line ends were refused must not leave with them now.
+    header = normalise_line_ends(header)
+    whole = header + b"\r\n" + (body or b"")
+    if body is not None and len(body) <= MAX_RETURNED_OCTETS and lines_fit(whole) and not find_line_faults(whole):
         if whole.isascii():
             return _part("message/rfc822", "7bit", whole)
         if header.isascii():
