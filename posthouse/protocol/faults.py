@@ -157,7 +157,10 @@ CAUSES: Mapping[str, Cause] = {
         Result.REJECTED,
     ),
     "content-unsafe": Cause(
-        Stage.DATA, Scope.MESSAGE, "The message holds a bare CR or LF, which must not be sent.", Result.REJECTED
+        Stage.DATA,
+        Scope.MESSAGE,
+        "The message holds a bare CR, a bare LF or a NUL, which must not be sent.",
+        Result.REJECTED,
     ),
     "too-many-recipients": Cause(
         Stage.RECIPIENT, Scope.RECIPIENT, "The server takes no more recipients in one transaction."

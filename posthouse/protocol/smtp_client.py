@@ -191,8 +191,8 @@ class DotStuffer:
     """Doubles dots at line starts (RFC 5321 section 4.5.2), over whatever borders the content is cut at.
 
     A last line of defence against content out of which a lenient server would read a second message: a dot behind a
-    bare LF is doubled like any other, one behind a bare CR is refused with Unsafe, and so is content in which CR and LF
-    do not go in pairs. That all of them are pairs is what submission sees to.
+    bare LF is doubled like any other, one behind a bare CR is refused with Unsafe, and so are NUL, which some servers
+    drop, and content in which CR and LF do not go in pairs. That all of them are pairs is what submission sees to.
     """
 
     __slots__ = ("_at_line_start", "_carry", "octets")
@@ -211,8 +211,8 @@ class DotStuffer:
             piece, self._carry = piece[:-1], b"\r"
         if not piece:
             return piece
-        if piece.count(b"\r") != piece.count(b"\n"):
-            raise Unsafe("The content holds a bare CR or LF.")
+        if piece.count(b"\r") != piece.count(b"\n") or b"\0" in piece:
+            raise Unsafe("The content holds a bare CR or LF, or a NUL.")
         starts_with_dot = self._at_line_start and piece.startswith(b".")
         self._at_line_start = piece.endswith(b"\n")
         if b"." in piece and _has_dot_after_line_feed(piece):
