@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import structlog
-from sqlalchemy import Connection
 
 from posthouse.clock import Clock
 from posthouse.errors import NoRoute, NotFound, PosthouseError
@@ -42,7 +41,7 @@ from posthouse.model.timeline import ATTEMPT, CUT_OFF, EXPIRED, REROUTED, SERVER
 from posthouse.protocol.faults import DeliveryFault
 from posthouse.store import messages, server_state
 from posthouse.store.content import ContentStore, StoredContent
-from posthouse.store.database import Append, Database, Statement
+from posthouse.store.database import Append, Connection, Database, Statement
 from posthouse.store.directory_source import DirectorySource
 from posthouse.store.messages import (
     INSERT_CAPTURED,
@@ -346,7 +345,7 @@ class Delivery:
                     await session.close()
             # This task still counts as a worker: room for the next is seen without it.
             if lane.queue and generation == lane.generation and not self._stopping:
-                lane.workers.discard(asyncio.current_task())  # type: ignore[arg-type]
+                lane.workers.discard(asyncio.current_task())
                 if len(lane.workers) < self._connections(lane):
                     self._add_worker(lane)
 
@@ -689,7 +688,10 @@ class Delivery:
         row = event_row(
             self._ids(), self._clock.now_ms(), SERVER_HELD if state.held else SERVER_RELEASED,
             record.tenant_id if record else 0, 0, state.server_id,
-            {"cause": state.cause, "detail": state.detail, "next_try_ms": state.next_try_ms, "server": record.name if record else ""},
+            {
+                "cause": state.cause, "detail": state.detail, "next_try_ms": state.next_try_ms,
+                "server": record.name if record else "",
+            },
         )  # fmt: skip
 
         def write(connection: Connection) -> None:

@@ -12,15 +12,14 @@ from functools import partial
 from pathlib import Path
 
 import structlog
-from sqlalchemy import Connection, delete
 
 from posthouse.clock import Clock
 from posthouse.delivery import Delivery
 from posthouse.errors import PosthouseError
 from posthouse.model.identifier import created_ms
-from posthouse.store import messages, nodes, schema
+from posthouse.store import messages, nodes
 from posthouse.store.content import STORED, ContentStore
-from posthouse.store.database import Database
+from posthouse.store.database import Connection, Database
 from posthouse.store.directory_source import DirectorySource
 from posthouse.store.reserve import Reserve
 
@@ -152,7 +151,9 @@ class Maintenance:
         before = now_ms - self._directory.current.installation.keep_content_s * 1000
         after = 0
         while True:
-            rows = await self._database.read(partial(messages.finished_content, before_ms=before, after=after, limit=BATCH))
+            rows = await self._database.read(
+                partial(messages.finished_content, before_ms=before, after=after, limit=BATCH)
+            )
             if not rows:
                 return
             after = rows[-1].id
@@ -175,13 +176,7 @@ class Maintenance:
         keep_events_ms = self._directory.current.installation.keep_events_s * 1000
 
         def work(connection: Connection) -> None:
-            connection.execute(delete(schema.idempotency).where(schema.idempotency.c.expires_ms <= now_ms))
-            connection.execute(delete(schema.session).where(schema.session.c.expires_ms <= now_ms))
-            connection.execute(
-                delete(schema.event).where(
-                    schema.event.c.message_id == 0, schema.event.c.at_ms < now_ms - keep_events_ms
-                )
-            )
+            messages.prune_expired(connection, now_ms, now_ms - keep_events_ms)
             messages.expire_waiting(connection, now_ms)
 
         await self._database.write(work)

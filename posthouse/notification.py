@@ -68,11 +68,11 @@ class Notification:
         application = self._directory.current.applications.get(message.application_id)
         if not message.mail_from or application is None or not application.value.bounces:
             return False
-        return not is_automatic(scan(message.header))
+        return not is_automatic(scan(message.header[:-2]))
 
-    def _report(
-        self, message: QueuedMessage, failed: list[tuple[QueuedRecipient, Outcome]], remote: str
-    ) -> Handover:
+    def _report(self, message: QueuedMessage, failed: list[tuple[QueuedRecipient, Outcome]], remote: str) -> Handover:
+        # Without the empty line that ends it.
+        original = message.header[:-2]
         header, body = failure_report(
             reporting_mta=self._hostname,
             header_from=self._directory.current.installation.postmaster_address or f"postmaster@{self._hostname}",
@@ -80,7 +80,7 @@ class Notification:
             arrived_at=at(message.received_ms),
             envelope_id=message.envid,
             recipients=[_failed(recipient, outcome, remote) for recipient, outcome in failed],
-            original_header=message.header,
+            original_header=original,
             original_body=message.body if message.ret == "FULL" else None,
         )
         content = ReceivedContent(header, body, None, len(header) + 2 + len(body), traits_of(body))

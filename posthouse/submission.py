@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
-from sqlalchemy import Connection, select
 
 from posthouse.clock import Clock
 from posthouse.errors import (
@@ -42,7 +41,8 @@ from posthouse.model.message import Envelope, EnvelopeRecipient, Origin, Recipie
 from posthouse.model.record import Record
 from posthouse.model.routing import Need, Route, choose, is_fax
 from posthouse.protocol.headers import HeaderFacts, decode_for_people, put_in_front, remove_fields, scan
-from posthouse.store import schema
+from posthouse.protocol.smtp_server import Sender
+from posthouse.store import messages
 from posthouse.store.content import INLINE, STORED, ContentBuffer, ContentStore, ReceivedContent
 from posthouse.store.credentials import SMTP, recognise
 from posthouse.store.database import Append, Database, Statement
@@ -72,8 +72,8 @@ Row = tuple[Statement, tuple[Any, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Sender:
-    """An application as recognised by the SMTP face."""
+class Admitted:
+    """An application as recognised by the SMTP face: what protocol/smtp_server.py calls Sender."""
 
     label: str
     application: Record[Application]
@@ -173,16 +173,16 @@ class Submission:
 
     # ------------------------------------------------------------ admission (SMTP face, synchronous)
 
-    def admit(self, peer: str) -> Sender | None:
+    def admit(self, peer: str) -> Admitted | None:
         """The application that lists the peer's network, or None."""
         directory = self._directory.current
         application_id = directory.application_by_address(peer)
         if application_id is None:
             return None
         record = directory.applications[application_id]
-        return Sender(record.name, record, "network")
+        return Admitted(record.name, record, "network")
 
-    def authenticate(self, username: str, password: str, peer: str) -> Sender | None:
+    def authenticate(self, username: str, password: str, peer: str) -> Admitted | None:
         """The application behind a credential, or None. Raises TooManyRequests after repeated failures."""
         now = self._clock.monotonic()
         for key in (f"address {peer}", f"account {username.lower()}"):
@@ -203,10 +203,11 @@ class Submission:
         self._throttle.succeeded(f"account {username.lower()}")
         self._directory.credential_used(credential.id)
         record = directory.applications[credential.application_id]
-        return Sender(record.name, record, "password")
+        return Admitted(record.name, record, "password")
 
     def check_mail_from(self, sender: Sender, mail_from: str, size: int | None, smtputf8: bool) -> None:
         """Raises the PosthouseError with which MAIL is refused."""
+        assert isinstance(sender, Admitted)
         directory = self._directory.current
         self._require_sending(directory)
         application_id = sender.application.id
@@ -545,18 +546,10 @@ class Submission:
         raise fault
 
     async def _known_answer(self, idempotency: IdempotencyKey) -> list[int | PosthouseError] | None:
-        table = schema.idempotency
-        now_ms = self._clock.now_ms()
-
-        def read(connection: Connection) -> Any:
-            return connection.execute(
-                select(table.c.digest, table.c.answer, table.c.expires_ms).where(
-                    table.c.application_id == idempotency.application_id, table.c.key == idempotency.key
-                )
-            ).first()
-
-        row = await self._database.read(read)
-        if row is None or row.expires_ms <= now_ms:
+        row = await self._database.read(
+            lambda connection: messages.read_answer(connection, idempotency.application_id, idempotency.key)
+        )
+        if row is None or row.expires_ms <= self._clock.now_ms():
             return None
         if bytes(row.digest) != idempotency.digest:
             raise InvalidInput.of(

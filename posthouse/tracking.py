@@ -9,8 +9,6 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, select
-
 from posthouse.clock import Clock
 from posthouse.delivery import Delivery
 from posthouse.errors import Conflict, NotFound
@@ -19,9 +17,9 @@ from posthouse.model.identifier import IdentifierSource
 from posthouse.model.message import RecipientState, Traits, WaitingReason
 from posthouse.model.record import at
 from posthouse.model.timeline import CANCELLED, RETRIED, Entry, Names, render
-from posthouse.store import messages, schema
+from posthouse.store import messages
 from posthouse.store.content import INLINE, PRUNED, ContentStore, StoredContent
-from posthouse.store.database import Database
+from posthouse.store.database import Connection, Database
 from posthouse.store.directory_source import DirectorySource
 from posthouse.store.messages import MessageFilter, event_row
 from posthouse.store.server_state import ServerState
@@ -272,20 +270,12 @@ class Tracking:
     ) -> list[Any]:
         """Messages that capture servers hold, newest first: rows of `message` with `server_id`."""
         actor.require(Permission.READ)
-        c, m = schema.captured, schema.message
-        query = (
-            select(m, c.c.server_id)
-            .select_from(c.join(m, m.c.id == c.c.message_id))
-            .order_by(c.c.message_id.desc())
-            .limit(limit)
+        tenant_id = actor.tenant_id or None
+        return await self._database.read(
+            lambda connection: messages.list_captured(
+                connection, server_id=server_id, tenant_id=tenant_id, before=before, limit=limit
+            )
         )
-        if server_id is not None:
-            query = query.where(c.c.server_id == server_id)
-        if before is not None:
-            query = query.where(c.c.message_id < before)
-        if actor.tenant_id:
-            query = query.where(m.c.tenant_id == actor.tenant_id)
-        return await self._database.read(lambda connection: list(connection.execute(query)))
 
 
 def overall(recipients: Sequence[Any]) -> RecipientState:

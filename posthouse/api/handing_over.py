@@ -13,7 +13,7 @@ from posthouse.model.actor import Actor
 from posthouse.model.identifier import parse_id
 from posthouse.model.message import Envelope, Origin
 from posthouse.store.content import ReceivedContent
-from posthouse.submission import PRIORITIES, Handover, Sender
+from posthouse.submission import PRIORITIES, Admitted, Handover
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class Desk:
         application = self._directory.applications.get(self.actor.application_id)
         if application is None or envelope.mail_from in self._checked:
             return
-        sender = Sender(application.name, application, "key")
+        sender = Admitted(application.name, application, "key")
         self.hub.submission.check_mail_from(sender, envelope.mail_from, None, envelope.smtputf8)
         self._checked.add(envelope.mail_from)
 

@@ -207,6 +207,10 @@ class AddressSet:
     def __bool__(self) -> bool:
         return bool(self._addresses or self._domains or self._parents)
 
+    def contains_exactly(self, address: Address) -> bool:
+        """Whether an entry is this very address, not its domain."""
+        return bool(self._addresses) and address.key in self._addresses
+
     def contains(self, address: Address) -> bool:
         """Whether an entry covers the address."""
         domain = address.ascii_domain

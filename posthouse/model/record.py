@@ -194,11 +194,18 @@ def _merge(
 def left_out_secrets(shape: Mapping[str, Any], model: type[Value]) -> tuple[str, ...]:
     """The secrets that an accepted shape leaves out although it has the place for them."""
     found = []
-    for path in secret_paths(model):
-        holder, key = _holder(shape, path)
-        if holder is not None and key not in holder:
-            found.append(path)
+    for described in fields_of(model):
+        holder, key = _holder(shape, described.path)
+        if described.is_secret and holder is not None and key not in holder and _has_place(holder, described):
+            found.append(described.path)
     return tuple(found)
+
+
+def _has_place(holder: Mapping[str, Any], described: FieldDescription) -> bool:
+    """Whether the tag beside the field names a member of the union that has the field."""
+    parent = described.path.rpartition(".")[0] + "."
+    tags = {path.removeprefix(parent): values for path, values in described.applies.items() if path.startswith(parent)}
+    return all(holder.get(tag) in values for tag, values in tags.items())
 
 
 def placeholders(shape: Mapping[str, Any], model: type[Value]) -> tuple[str, ...]:

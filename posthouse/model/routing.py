@@ -95,8 +95,10 @@ def _candidates(directory: Directory, owner: int, sender: Address | None) -> lis
     default = directory.defaults.get(owner)
     if default is not None:
         found.append((default, f"{scope}-default"))
-    # The first mention counts.
-    return list({server_id: (server_id, reason) for server_id, reason in reversed(found)}.values())[::-1]
+    candidates: dict[int, str] = {}
+    for server_id, reason in found:
+        candidates.setdefault(server_id, reason)
+    return list(candidates.items())
 
 
 def why_not(directory: Directory, record: ServerRecord, sender: Address | None, need: Need) -> str | None:
@@ -105,9 +107,9 @@ def why_not(directory: Directory, record: ServerRecord, sender: Address | None, 
     if not value.enabled:
         return "it is disabled"
     accepted = directory.filters.get(record.id)
-    if accepted is not None and sender is not None and value.sender_override is not SenderOverride.ALWAYS:
-        if not accepted.contains(sender):
-            return "it does not send for this sender"
+    replaces = value.sender_override is SenderOverride.ALWAYS
+    if accepted is not None and sender is not None and not replaces and not accepted.contains(sender):
+        return "it does not send for this sender"
     if value.max_message_octets is not None and need.size > value.max_message_octets:
         return f"its limit is {value.max_message_octets} octets and the message has {need.size}"
     if need.traits & (Traits.UTF8_HEADER | Traits.UTF8_ADDRESS) and value.utf8_headers is Utf8Headers.NO:

@@ -257,7 +257,9 @@ class ServerCommon(Value):
 class SmtpServer(ServerCommon):
     """A server that is spoken to by SMTP (RFC 5321) or SMTP submission (RFC 6409)."""
 
-    kind: Literal["smtp"] = field("smtp", label="Kind", help="What the server is.", section="General", binds_secret=True)
+    kind: Literal["smtp"] = field(
+        "smtp", label="Kind", help="What the server is.", section="General", binds_secret=True
+    )
     host: str = field(
         label="Host",
         help="Name or address of the server, for example smtp.example.org.",
@@ -370,11 +372,7 @@ class SmtpServer(ServerCommon):
     def _fields_fit_together(self) -> "SmtpServer":
         if self.verification is Verification.PINNED and self.pin_sha256 is None:
             raise ValueError("pin_sha256: is needed where the certificate is pinned.")
-        if (
-            isinstance(self.auth, PasswordAuth)
-            and self.tls_mode is TlsMode.NONE
-            and not self.allow_cleartext_password
-        ):
+        if isinstance(self.auth, PasswordAuth) and self.tls_mode is TlsMode.NONE and not self.allow_cleartext_password:
             raise ValueError(
                 "allow_cleartext_password: without TLS the password would travel in clear text. Choose a TLS mode, or "
                 "tick this field to allow it."

@@ -7,7 +7,7 @@ from posthouse.errors import InvalidInput, PosthouseError
 from posthouse.model.identifier import format_id
 from posthouse.protocol.smtp_server import Submitted
 from posthouse.store.content import ContentBuffer
-from posthouse.submission import Handover, Sender, Submission
+from posthouse.submission import Admitted, Handover, Submission
 
 
 class SubmissionHandover:
@@ -18,7 +18,7 @@ class SubmissionHandover:
 
     def submit(self, submitted: Submitted, done: Callable[[str | PosthouseError], None]) -> None:
         """Hand the message to the job; the session is answered with its id after the commit."""
-        sender = cast(Sender, submitted.sender)
+        sender = cast(Admitted, submitted.sender)
         try:
             content = cast(ContentBuffer, submitted.content).finish()
         except PosthouseError as error:

@@ -26,7 +26,8 @@ from typing import Any, TypeVar
 
 import sqlalchemy
 import structlog
-from sqlalchemy import Connection, Engine, Table, event
+from sqlalchemy import Connection as Connection
+from sqlalchemy import Engine, Table, event
 from sqlalchemy.engine import URL, make_url
 
 from posthouse.errors import ConfigurationError, PosthouseError, StoreFull, StoreUnavailable
@@ -472,7 +473,7 @@ def _many(statement: Statement, size: int) -> str:
         return f"{statement.text.partition(' VALUES ')[0]} VALUES {rows}"
     # SQLite calls the columns of VALUES column1, column2 and so on. A WITH in front would hide the count of changed rows.
     update, where, _ = _with_names(statement, "column")
-    return f"{update} FROM (VALUES {rows}) AS v WHERE {where}"  # noqa: S608 - made from the schema
+    return f"{update} FROM (VALUES {rows}) AS v WHERE {where}"
 
 
 @cache
@@ -480,9 +481,9 @@ def _unnested(statement: Statement) -> str:
     """The statement with one array per column in place of one value (PostgreSQL)."""
     arrays = ", ".join(f"%s::{t}[]" for t in statement.types)
     if statement.text.startswith("INSERT"):
-        return f"{statement.text.partition(' VALUES ')[0]} SELECT * FROM unnest({arrays})"
+        return f"{statement.text.partition(' VALUES ')[0]} SELECT * FROM unnest({arrays})"  # noqa: S608
     update, where, columns = _with_names(statement, "v")
-    return f"{update} FROM unnest({arrays}) AS v({columns}) WHERE {where}"  # noqa: S608 - made from the schema
+    return f"{update} FROM unnest({arrays}) AS v({columns}) WHERE {where}"
 
 
 def _with_names(statement: Statement, name: str) -> tuple[str, str, str]:
@@ -534,7 +535,7 @@ def _translated(error: BaseException) -> PosthouseError:
         return StoreFull("No space is left for the database.", remedy="Free space where the data lies.")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull("No space is left for the data.", remedy="Free space where the data lies.")
-    if isinstance(error, sqlite3.OperationalError) or (isinstance(error, OSError)):
+    if isinstance(error, sqlite3.OperationalError | OSError):
         return StoreUnavailable(f"The database cannot be used: {text[:200]}.")
     if name in _POSTGRES_AWAY or (type(error).__module__.startswith("psycopg") and "connection" in text):
         return StoreUnavailable("The database does not answer.")

@@ -46,11 +46,15 @@ SETTLE = Statement(
     types=("smallint", "smallint", "bigint", "integer", "smallint", "bigint", "text", "bigint", "integer"),
 )
 RENEW = Statement(
-    "UPDATE recipient SET due_ms = ? WHERE id = ? AND lease = ? AND state = 2", fenced=True, types=("bigint", "bigint", "integer")
+    "UPDATE recipient SET due_ms = ? WHERE id = ? AND lease = ? AND state = 2",
+    fenced=True,
+    types=("bigint", "bigint", "integer"),
 )
 # Written before the final dot where the server's rule for a lost reply is to hold.
 MARK = Statement(
-    "UPDATE recipient SET reason = ? WHERE id = ? AND lease = ? AND state = 2", fenced=True, types=("smallint", "bigint", "integer")
+    "UPDATE recipient SET reason = ? WHERE id = ? AND lease = ? AND state = 2",
+    fenced=True,
+    types=("smallint", "bigint", "integer"),
 )
 
 WAITING, SENDING = int(RecipientState.WAITING), int(RecipientState.SENDING)
@@ -365,7 +369,40 @@ def list_events(connection: Connection, *, tenant_id: int, after: int, limit: in
     return list(connection.execute(query))
 
 
+def list_captured(
+    connection: Connection, *, server_id: int | None, tenant_id: int | None, before: int | None, limit: int
+) -> list[Row[Any]]:
+    """Messages that capture servers hold, newest first: rows of `message` with `server_id`."""
+    c, m = schema.captured, schema.message
+    query = select(m, c.c.server_id).select_from(c.join(m, m.c.id == c.c.message_id))
+    if server_id is not None:
+        query = query.where(c.c.server_id == server_id)
+    if before is not None:
+        query = query.where(c.c.message_id < before)
+    if tenant_id is not None:
+        query = query.where(m.c.tenant_id == tenant_id)
+    return list(connection.execute(query.order_by(c.c.message_id.desc()).limit(limit)))
+
+
+def read_answer(connection: Connection, application_id: int, key: str) -> Row[Any] | None:
+    """The answer that was given under an idempotency key: digest, answer, expires_ms."""
+    table = schema.idempotency
+    return connection.execute(
+        select(table.c.digest, table.c.answer, table.c.expires_ms).where(
+            table.c.application_id == application_id, table.c.key == key
+        )
+    ).first()
+
+
 # ---------------------------------------------------------------- retention
+
+
+def prune_expired(connection: Connection, now_ms: int, events_before_ms: int) -> None:
+    """Idempotency keys and sessions past their time, and old events that belong to no message."""
+    for table in (schema.idempotency, schema.session):
+        connection.execute(delete(table).where(table.c.expires_ms <= now_ms))
+    e = schema.event
+    connection.execute(delete(e).where(e.c.message_id == 0, e.c.at_ms < events_before_ms))
 
 
 def prune_captured(connection: Connection, server_id: int, keep: int, before_ms: int, limit: int = 500) -> list[int]:
