@@ -1,5 +1,6 @@
 """`posthouse events` and `posthouse audit`: what happened to mail and servers, and who changed what."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,18 +40,14 @@ def events(ctx: click.Context, after: str | None, limit: int) -> None:
 
 
 def _summary(item: Mapping[str, Any]) -> str:
-    data = item.get("data")
-    if not isinstance(data, Mapping):
-        return str(data or "")
-    return "; ".join(f"{name}: {_short(value)}" for name, value in data.items() if value not in (None, "", [], {}))
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return " ".join(_short(entry) for entry in value.values() if entry not in (None, ""))
-    if isinstance(value, list):
-        return ", ".join(_short(entry) for entry in value)
-    return output.plain(value)
+    """What an event says, in a line: the outcomes of an attempt, else the plain entries of its data."""
+    data: Mapping[str, Any] = item.get("data") or {}
+    outcomes = data.get("outcomes")
+    if isinstance(outcomes, list):
+        said = (f"{o.get('result')} {o.get('reply') or o.get('detail') or ''}".strip() for o in outcomes)
+        return "; ".join(f"{text} ({count}x)" if count > 1 else text for text, count in Counter(said).items())
+    plain = {name: value for name, value in data.items() if isinstance(value, (str, int, float)) and value != ""}
+    return "; ".join(f"{name}: {output.plain(value)}" for name, value in plain.items())
 
 
 @click.command("audit", cls=Command, help="List changes of the configuration, newest first: who, when, what.")
@@ -85,5 +82,5 @@ def _audit_row(item: Mapping[str, Any]) -> tuple[str | Cell, ...]:
         who,
         f"{item['action']} {item['noun']}",
         str(item.get("object_name") or item.get("object") or ""),
-        ", ".join(changes) if isinstance(changes, Mapping) else "",
+        ", ".join(changes) if item["action"] not in ("create", "issue") else "",
     )

@@ -48,6 +48,8 @@ class FirstRun:
     api_key: str = ""
     server: str = ""
     link: str = ""
+    # Whether programs on this machine need no password.
+    open_to_loopback: bool = False
     problem: tuple[str, ...] = ()
 
 
@@ -69,9 +71,14 @@ def next_free_port(wanted: int, *, host: str = "127.0.0.1") -> int:
 
 async def prepare(client: httpx2.AsyncClient, data: Path) -> FirstRun:
     """Set up what is missing and send the sample, once. Raises CommandError where the API refuses a step."""
-    default, api_key = await _default_server(client), await _application(client)
-    link = str((await _call(client, "POST", "links"))["url"])
-    found = FirstRun(api_key=api_key, server=str(default["name"]) if default else "", link=link)
+    default = await _default_server(client)
+    api_key, open_to_loopback = await _application(client)
+    found = FirstRun(
+        api_key=api_key,
+        open_to_loopback=open_to_loopback,
+        server=str(default["name"]) if default else "",
+        link=str((await _call(client, "POST", "links"))["url"]),
+    )
     if default is None or default["kind"] != "capture":
         return found
     known = _remembered(data)
@@ -101,15 +108,16 @@ async def _default_server(client: httpx2.AsyncClient) -> dict[str, Any] | None:
     return next((s for s in servers if s["is_default"] and s["enabled"] and s["tenant_id"] is None), None)
 
 
-async def _application(client: httpx2.AsyncClient) -> str:
-    """The API key of the application that was added, "" where there was one."""
-    if (await _call(client, "GET", "applications?limit=1"))["items"]:
-        return ""
+async def _application(client: httpx2.AsyncClient) -> tuple[str, bool]:
+    """The API key of the application that was added, "" where there was one; and whether one lists loopback."""
+    known = (await _call(client, "GET", "applications?limit=1000"))["items"]
+    if known:
+        return "", any(set(LOOPBACK) & set(application["networks"]) for application in known)
     comments = "Made at the first start: programs on this machine hand over mail by SMTP without a password."
     made = await _call(
         client, "POST", "applications", {"name": APPLICATION, "networks": LOOPBACK, "comments": comments}
     )
-    return str(made["api_key"])
+    return str(made["api_key"]), True
 
 
 async def _settled(client: httpx2.AsyncClient, sample_id: str) -> str:
@@ -151,7 +159,8 @@ def describe(found: FirstRun, *, http: str, smtp: str, data: Path) -> str:
         f"  Pages  {found.link}",
         "         signs you in once; another link: " + f"{command} user link --data {place}",
     ]
-    lines += [f"  SMTP   {smtp}, without a password from this machine", f"  REST   http://{http}/api/v1", ""]
+    password = "without a password from this machine" if found.open_to_loopback else "with an application's password"
+    lines += [f"  SMTP   {smtp}, {password}", f"  REST   http://{http}/api/v1", ""]
     if found.sample_is_new:
         lines += _next_steps(found, http, smtp)
     lines += [
@@ -211,6 +220,6 @@ def _short(path: Path) -> str:
     """The path from here where it lies below, else the whole."""
     absolute = Path(os.path.abspath(path))
     try:
-        return str(absolute.relative_to(Path.cwd()))
+        return f"./{absolute.relative_to(Path.cwd())}"
     except ValueError:
         return str(absolute)

@@ -70,7 +70,12 @@ def list_messages(ctx: click.Context, /, **values: Any) -> None:
     if place.as_json:
         output.show_json(page)
         return
-    output.show_table(_HEADINGS, [_row(item) for item in page["items"]], empty="There is no such message.")
+    if values["captured"]:
+        rows = [_captured_row(item) for item in page["items"]]
+        output.show_table(("ID", "TAKEN", "FROM", "SUBJECT", "SIZE"), rows, empty="Nothing is captured.")
+    else:
+        rows = [_row(item) for item in page["items"]]
+        output.show_table(_HEADINGS, rows, empty="There is no such message.")
     if page.get("next"):
         output.say(f"There are more: --cursor {output.visible(str(page['next']))}, or --all.", "quiet")
 
@@ -105,13 +110,23 @@ _FILTERS = ("state", "application", "tenant", "address", "text", "since", "until
 
 
 def _row(item: Item) -> Sequence[str | Cell]:
-    state = str(item.get("state") or "captured")
+    state = str(item["state"])
     return (
         item["id"],
         output.relative_time(item["received_at"]),
         Cell(state, _COLOURS.get(state, "")),
         str(item.get("mail_from") or "<>"),
         _recipients(item),
+        str(item.get("subject") or ""),
+        Cell(output.size(item.get("size")), right=True),
+    )
+
+
+def _captured_row(item: Item) -> Sequence[str | Cell]:
+    return (
+        item["id"],
+        output.relative_time(item["received_at"]),
+        str(item.get("header_from") or item.get("mail_from") or "<>"),
         str(item.get("subject") or ""),
         Cell(output.size(item.get("size")), right=True),
     )

@@ -317,6 +317,7 @@ def show_item(noun: Noun, item: Item) -> None:
         *noun.more(item),
     ]
     output.show_pairs(facts, indent="  ")
+    output.say()
     show_fields(noun.options, item)
 
 
@@ -327,11 +328,12 @@ def show_fields(options: FieldOptions, item: Mapping[str, Any]) -> None:
         if described.path != "name" and _applies(described, item):
             entry = f"{described.label} ({option_name(described.path)})"
             sections.setdefault(described.section, []).append((entry, _shown(described, item)))
-    for section, pairs in sections.items():
-        if any(_text(cell) for _, cell in pairs):
+    shown = {section: pairs for section, pairs in sections.items() if any(_text(cell) for _, cell in pairs)}
+    for number, (section, pairs) in enumerate(shown.items()):
+        if number:
             output.say()
-            output.say(section, "heading")
-            output.show_pairs(pairs, indent="  ")
+        output.say(section, "heading")
+        output.show_pairs(pairs, indent="  ")
 
 
 def _applies(described: FieldDescription, item: Mapping[str, Any]) -> bool:
@@ -351,6 +353,8 @@ def _shown(described: FieldDescription, item: Mapping[str, Any]) -> str | Cell:
     text = output.plain(value)
     if text and described.unit == "octets" and isinstance(value, int):
         text = output.size(value)
+    elif described.unit == "s" and isinstance(value, int):
+        text = output.exact_duration(value)
     elif text and described.unit:
         text = f"{text} {described.unit}"
     default = default_text(described)

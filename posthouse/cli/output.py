@@ -111,6 +111,14 @@ def duration(seconds: float) -> str:
     return f"{int(seconds)} s" if seconds >= 1 else "under 1 s"
 
 
+def exact_duration(seconds: int) -> str:
+    """Whole seconds in the largest unit that loses nothing."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds and seconds % length == 0:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"
+
+
 def size(octets: int | None) -> str:
     """Octets as KiB or MiB. "" where there are none to count."""
     if octets is None:

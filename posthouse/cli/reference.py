@@ -16,12 +16,12 @@ import click
 from pydantic import BaseModel
 
 import posthouse
+from posthouse import metrics
 from posthouse.cli.failure import ALIASES
 from posthouse.cli.main import COMMANDS, program
 from posthouse.cli.options import FieldOptions, default_text
 from posthouse.cli.serve import WITHOUT_OPTION, option_of, variable_of
 from posthouse.errors import PosthouseError
-from posthouse.metrics import Figures, Metrics, ServerLoad
 from posthouse.model.application import Application
 from posthouse.model.certificate import Certificate
 from posthouse.model.fields import FieldDescription, describe
@@ -425,11 +425,11 @@ def metrics_page() -> str:
 
 def metric_rows() -> list[tuple[str, str, str, str]]:
     """Name, type, labels and meaning of each family."""
-    metrics = Metrics(posthouse.__version__)
-    load = ServerLoad(id="", name="", waiting=0, sending=0, held=False)
-    metrics.render(Figures(0, 0, 0, 0, 0, 0, (load,), ready=True))
+    load = metrics.ServerLoad(id="", name="", waiting=0, sending=0, held=False)
+    collector = metrics._Figures(posthouse.__version__)
+    collector.present = lambda: metrics.Figures(0, 0, 0, 0, 0, 0, (load,), ready=True)
     rows = []
-    for family in metrics.registry.collect():
+    for family in collector.collect():
         sample = family.samples[0]
         labels = dict.fromkeys(name for s in family.samples for name in s.labels)
         rows.append((f"`{sample.name}`", family.type, ", ".join(f"`{name}`" for name in labels), family.documentation))
