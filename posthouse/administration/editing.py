@@ -271,7 +271,7 @@ class Editing:
                 name = self.directory.tenants[owner].name
                 found.append(f"{name} has no enabled server of its own any more: its mail goes through the global one.")
             else:
-                everything = messages.count_waiting(self.change.connection, list(self.directory.servers))
+                everything = sum(row._mapping["count"] for row in messages.queue_counts(self.change.connection))
                 found.append(stopped_sentence("Sending stops: there is no enabled global server any more", everything))
         return found
 

@@ -281,7 +281,8 @@ class Administration:
         switched_off, after = await self._change(actor, work)
         if not switched_off:
             return after.installation, ()
-        return after.installation, (stopped_sentence("Sending is off", await self._count_waiting(list(after.servers))),)
+        counts = await self._database.read(messages.queue_counts)
+        return after.installation, (stopped_sentence("Sending is off", sum(row._mapping["count"] for row in counts)),)
 
     # ------------------------------------------------------------ credentials
 

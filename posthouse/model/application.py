@@ -4,7 +4,7 @@ import ipaddress
 
 from pydantic import field_validator
 
-from posthouse.model.address import AddressFault, parse_address, parse_domain
+from posthouse.model.address import AddressFault, normalise_entry
 from posthouse.model.fields import Value, field
 from posthouse.model.server import IDENTIFIER_PATTERN, NAME_PATTERN
 
@@ -80,15 +80,10 @@ class Application(Value):
     @field_validator("allowed_senders")
     @classmethod
     def _senders_are_addresses_or_domains(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for entry in value:
-            try:
-                if "@" in entry.lstrip("@"):
-                    parse_address(entry)
-                else:
-                    parse_domain(entry.lstrip("@").removeprefix("*."))
-            except AddressFault as fault:
-                raise ValueError(str(fault)) from None
-        return tuple(dict.fromkeys(entry.lstrip("@").lower() for entry in value))
+        try:
+            return tuple(dict.fromkeys(map(normalise_entry, value)))
+        except AddressFault as fault:
+            raise ValueError(str(fault)) from None
 
 
 def parse_network(text: str) -> Network:

@@ -5,6 +5,7 @@ What one process needs to start (listeners, paths) is `posthouse/settings.py`.
 
 from pydantic import field_validator
 
+from posthouse.model.address import AddressFault, parse_address
 from posthouse.model.fields import Value, field
 
 
@@ -86,4 +87,14 @@ class Installation(Value):
     def _delays_are_positive(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if any(delay < 1 or delay > 7 * 86400 for delay in value):
             raise ValueError("Each delay must be between 1 second and 7 days.")
+        return value
+
+    @field_validator("postmaster_address")
+    @classmethod
+    def _postmaster_is_an_address(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                parse_address(value)
+            except AddressFault as fault:
+                raise ValueError(str(fault)) from None
         return value

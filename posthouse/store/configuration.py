@@ -185,7 +185,8 @@ class Change:
         else:
             self.connection.execute(update(noun.table).where(noun.table.c.id == object_id).values(**row))
         self.keep_version(word, object_id, version, config)
-        self.log(word, object_id, str(row["name"]), owner_number(value), action, _difference(before, value))
+        owner = object_id if word == "tenant" else owner_number(value)
+        self.log(word, object_id, str(row["name"]), owner, action, _difference(before, value))
         return object_id
 
     def keep_version(self, word: str, object_id: int, version: int, config: str) -> None:
@@ -206,7 +207,8 @@ class Change:
         table = NOUNS[word].table
         self.connection.execute(delete(table).where(table.c.id == record.id))
         self._retire(set(record.secrets.values()))
-        self.log(word, record.id, record.name, record.tenant_id, "delete", {})
+        owner = record.id if word == "tenant" else record.tenant_id
+        self.log(word, record.id, record.name, owner, "delete", {})
 
     def _refuse_taken_name(self, noun: Noun, object_id: int, value: Value) -> None:
         columns = _columns(noun, value)
@@ -387,7 +389,7 @@ def read_object(connection: Connection, ring: KeyRing, word: str, object_id: int
     row = connection.execute(select(table).where(table.c.id == object_id)).first()
     if row is None:
         raise NotFound(f"There is no such {word}.")
-    return _record(NOUNS[word], row, _SecretReader(connection, ring, word))
+    return _record(NOUNS[word], row, _SecretReader(connection, ring, word, [object_id]))
 
 
 def read_version(connection: Connection, word: str, object_id: int, version: int) -> dict[str, Any]:
