@@ -224,7 +224,7 @@ def memory(options: Options) -> str:
             PacedSender(system.port, 100, 100).run()
             sink.wait_for(100)
             idle = _memory_line(system.node.pid, "VmRSS")
-            size = 100 * 1024 * 1024
+            size = 100_000_000
             Path(f"/proc/{system.node.pid}/clear_refs").write_text("5")  # sets the high-water mark to what is now
             connection = Connection(system.port)
             connection.send(content_of(size))
@@ -244,7 +244,7 @@ def _memory_line(pid: int, name: str) -> int:
 
 
 def _megabytes(octets: int) -> str:
-    return f"{octets / 1_048_576:.0f}"
+    return f"{octets / 1_000_000:.0f}"
 
 
 # -- The report ---------------------------------------------------------------------------------------------------

@@ -82,6 +82,7 @@ def _relaying(node: PosthouseProcess, sink_port: int) -> Iterator[None]:
         server = ("--kind", "smtp", "--host", "127.0.0.1", "--port", str(sink_port), "--tls", "none", "--default")
         node.cli("server", "add", "office", *server)
         node.cli("application", "add", "scanner", "--network", "127.0.0.0/8")
+        assert node.token  # made now, lest a measurement pay for it
         yield
     finally:
         node.stop()

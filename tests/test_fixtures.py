@@ -16,6 +16,7 @@ from tests.support.certificates import CertificateAuthority, Flaw
 from tests.support.dovecot import Dovecot, DovecotOptions
 from tests.support.postfix import Postfix, PostfixOptions
 from tests.support.postgres import PostgresServer
+from tests.support.posthouse import CommandFailed, PosthouseProcess
 from tests.support.processes import NotReady, free_port, wait_until
 from tests.support.sink import CaptureOptions, CaptureServer, CountingSink
 
@@ -288,6 +289,28 @@ class TestPostgres:
             server.thaw()
             assert answer.result(10) == (1,)
             asker.join()
+
+
+class TestPosthouseProcess:
+    def test_it_delivers_and_comes_back_after_a_crash(self, posthouse: PosthouseProcess, sink: CaptureServer) -> None:
+        server = ("--kind", "smtp", "--host", "127.0.0.1", "--port", str(sink.port), "--tls", "none", "--default")
+        assert posthouse.cli("server", "add", "office", *server)["is_default"]
+        posthouse.cli("application", "add", "scanner", "--network", "127.0.0.0/8")
+        send(posthouse.smtp_port)
+        assert sink.wait_for_one().objections == ()
+        posthouse.kill9()
+        assert not posthouse.running
+        posthouse.restart()
+        send(posthouse.smtp_port)
+        assert len(sink.wait_for(2)) == 2
+        assert posthouse.request("GET", "/api/v1/servers").json()["items"][0]["name"] == "office"
+        assert posthouse.terminate() == 0
+
+    def test_a_refusal_carries_status_and_words(self, posthouse: PosthouseProcess) -> None:
+        with pytest.raises(CommandFailed) as refusal:
+            posthouse.cli("server", "show", "nowhere")
+        assert refusal.value.status == 1
+        assert posthouse.request("GET", "/api/v1/servers", token="").status == 401
 
 
 def test_smtp_sink_counts(counting_sink: CountingSink) -> None:
