@@ -4,9 +4,10 @@
 whoever can call is the `trusted_actor`.
 """
 
+import re
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import Depends, FastAPI
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -28,7 +29,7 @@ from posthouse.api import (
     tokens,
 )
 from posthouse.api.bearer import Bearer
-from posthouse.api.front import Front
+from posthouse.api.front import Faults, Front
 from posthouse.api.hub import Posthouse
 from posthouse.api.probes import Probes
 from posthouse.api.reading import refuse_unknown_parameters
@@ -36,6 +37,9 @@ from posthouse.model.actor import Actor
 
 PREFIX = "/api/v1"
 API_VERSION = "1"
+
+# Routers hold no state: what they work on is found in the application that includes them.
+PARTS = (servers, tenants, applications, certificates, messages, queue, settings, tokens, audit, overview)
 
 
 def make_api(posthouse: Posthouse, *, trusted_actor: Actor | None, pages: ASGIApp | None = None) -> ASGIApp:
@@ -94,8 +98,10 @@ def make_rest(posthouse: Posthouse | None, bearer: Bearer | None) -> FastAPI:
     )  # fmt: skip
     application.state.hub = posthouse
     application.state.bearer = bearer
-    problems.install(application)
-    application.include_router(_routes(), prefix=PREFIX, dependencies=[Depends(refuse_unknown_parameters)])
+    problems.install(application, lambda path: methods_of(application, path))
+    application.add_middleware(Faults)
+    for part in PARTS:
+        application.include_router(part.router, prefix=PREFIX, dependencies=[Depends(refuse_unknown_parameters)])
 
     async def describe(_request: Request) -> Response:
         return JSONResponse(document(application))
@@ -104,22 +110,15 @@ def make_rest(posthouse: Posthouse | None, bearer: Bearer | None) -> FastAPI:
     return application
 
 
-def _routes() -> APIRouter:
-    router = APIRouter()
-    for part in (
-        servers.make_router(),
-        tenants.make_router(),
-        applications.make_router(),
-        certificates.make_router(),
-        messages.router,
-        queue.router,
-        settings.router,
-        tokens.router,
-        audit.router,
-        overview.router,
-    ):
-        router.include_router(part)
-    return router
+def methods_of(application: FastAPI, path: str) -> list[str]:
+    """The methods that a path offers (RFC 9110 section 10.2.1)."""
+    found: set[str] = set()
+    for template, operations in document(application)["paths"].items():
+        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), path):
+            found.update(method.upper() for method in operations)
+    if "GET" in found or not found:
+        found |= {"GET", "HEAD"}
+    return sorted(found)
 
 
 def document(application: FastAPI) -> dict[str, Any]:

@@ -5,7 +5,7 @@ A key or password is shown in the answer that makes it, and never again.
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path
+from fastapi import Path
 from pydantic import Field, TypeAdapter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -68,72 +68,72 @@ COMPONENTS: dict[str, openapi.Schema] = {
 }
 
 
-def make_router() -> APIRouter:
-    """The routes of applications."""
-    router = noun_router(NOUN)
+router = noun_router(NOUN)
 
-    @router.post(
-        "",
-        status_code=201,
-        responses=openapi.answers(
-            {
-                201: openapi.json_of(
-                    "AddedApplication",
-                    "Added, with its first key and password: shown this once.",
-                    headers={"ETag": "The version, in quotes.", "Location": "Where it is."},
-                )
-            },
-            408, 409, 413, 415, 507,
-        ),
-        openapi_extra=openapi.body_of("Application", example=NOUN.example),
-        operation_id="add_application",
-        summary="Add an application",
-    )  # fmt: skip
-    async def add(hub: Hub, actor: Speaking, request: Request) -> Response:
-        record, keys = await hub.administration.create_application(actor, await read_shape(request))
-        once = {"api_key": keys.api_key, "smtp_username": keys.smtp_username, "smtp_password": keys.smtp_password}
-        return created(NOUN, record, {**shown(hub, NOUN, record), **once})
 
-    @router.get(
-        "/{id}/keys",
-        responses=openapi.answers({200: openapi.json_of("KeyPage", "The keys, oldest first, without their secrets.")}),
-        operation_id="list_keys",
-        summary="List the keys of an application",
-    )
-    async def keys(
-        hub: Hub, actor: Speaking, id: Identifier, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
-    ) -> Response:
-        found = await hub.administration.keys(actor, number_of(id, "application"))
-        return json_answer(credential_page(found, cursor, limit))
+@router.post(
+    "",
+    status_code=201,
+    responses=openapi.answers(
+        {
+            201: openapi.json_of(
+                "AddedApplication",
+                "Added, with its first key and password: shown this once.",
+                headers={"ETag": "The version, in quotes.", "Location": "Where it is."},
+            )
+        },
+        408, 409, 413, 415, 507,
+    ),
+    openapi_extra=openapi.body_of("Application", example=NOUN.example),
+    operation_id="add_application",
+    summary="Add an application",
+)  # fmt: skip
+async def add(hub: Hub, actor: Speaking, request: Request) -> Response:
+    record, keys = await hub.administration.create_application(actor, await read_shape(request))
+    once = {"api_key": keys.api_key, "smtp_username": keys.smtp_username, "smtp_password": keys.smtp_password}
+    return created(NOUN, record, {**shown(hub, NOUN, record), **once})
 
-    @router.post(
-        "/{id}/keys",
-        status_code=201,
-        responses=openapi.answers(
-            {201: openapi.json_of("IssuedKey", "Made. Its secret is shown this once.")}, 408, 413, 415, 507
-        ),
-        openapi_extra=openapi.body_of("NewKey", example={"kind": "api_key", "name": "web shop, second node"}),
-        operation_id="issue_key",
-        summary="Make a key for an application",
-    )
-    async def issue(hub: Hub, actor: Speaking, request: Request, id: Identifier) -> Response:
-        body = await read_body(request, _new_key)
-        info, plain = await hub.administration.issue_key(actor, number_of(id, "application"), body.kind, body.name)
-        once = {"api_key": plain} if info.kind == API_KEY else {"smtp_username": info.handle, "smtp_password": plain}
-        return json_answer({**credential_shape(info), **once}, 201)
 
-    @router.delete(
-        "/{id}/keys/{key}",
-        responses=openapi.answers({200: openapi.json_of("Revoked", "It does not work any more.")}, 507),
-        operation_id="revoke_key",
-        summary="Revoke a key of an application",
-    )
-    async def revoke(hub: Hub, actor: Speaking, id: Identifier, key: KeyIdentifier) -> Response:
-        number = number_of(key, "key")
-        await hub.administration.revoke_key(actor, number_of(id, "application"), number)
-        return json_answer({"revoked": identifier_of(number)})
+@router.get(
+    "/{id}/keys",
+    responses=openapi.answers({200: openapi.json_of("KeyPage", "The keys, oldest first, without their secrets.")}),
+    operation_id="list_keys",
+    summary="List the keys of an application",
+)
+async def keys(
+    hub: Hub, actor: Speaking, id: Identifier, cursor: Cursor = None, limit: Limit = DEFAULT_LIMIT
+) -> Response:
+    found = await hub.administration.keys(actor, number_of(id, "application"))
+    return json_answer(credential_page(found, cursor, limit))
 
-    return router
+
+@router.post(
+    "/{id}/keys",
+    status_code=201,
+    responses=openapi.answers(
+        {201: openapi.json_of("IssuedKey", "Made. Its secret is shown this once.")}, 408, 413, 415, 507
+    ),
+    openapi_extra=openapi.body_of("NewKey", example={"kind": "api_key", "name": "web shop, second node"}),
+    operation_id="issue_key",
+    summary="Make a key for an application",
+)
+async def issue(hub: Hub, actor: Speaking, request: Request, id: Identifier) -> Response:
+    body = await read_body(request, _new_key)
+    info, plain = await hub.administration.issue_key(actor, number_of(id, "application"), body.kind, body.name)
+    once = {"api_key": plain} if info.kind == API_KEY else {"smtp_username": info.handle, "smtp_password": plain}
+    return json_answer({**credential_shape(info), **once}, 201)
+
+
+@router.delete(
+    "/{id}/keys/{key}",
+    responses=openapi.answers({200: openapi.json_of("Revoked", "It does not work any more.")}, 507),
+    operation_id="revoke_key",
+    summary="Revoke a key of an application",
+)
+async def revoke(hub: Hub, actor: Speaking, id: Identifier, key: KeyIdentifier) -> Response:
+    number = number_of(key, "key")
+    await hub.administration.revoke_key(actor, number_of(id, "application"), number)
+    return json_answer({"revoked": identifier_of(number)})
 
 
 def credential_shape(info: CredentialInfo) -> dict[str, Any]:

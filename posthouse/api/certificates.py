@@ -1,7 +1,5 @@
 """Added certificates: the verbs of every noun."""
 
-from fastapi import APIRouter
-
 from posthouse.api.nouns import Noun, noun_router
 
 NOUN = Noun(
@@ -12,7 +10,4 @@ NOUN = Noun(
     example=None,
 )
 
-
-def make_router() -> APIRouter:
-    """The routes of certificates."""
-    return noun_router(NOUN)
+router = noun_router(NOUN)

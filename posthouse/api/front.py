@@ -39,7 +39,7 @@ class Front:
         check_host: bool,
         trusted_proxies: Sequence[Network] = (),
     ) -> None:
-        self._inner = inner
+        self._guarded = Faults(inner)
         self._trusted_proxies = tuple(trusted_proxies)
         self._public_host = (urlsplit(public_url).hostname or "") if public_url else ""
         self._check_host = check_host
@@ -52,13 +52,10 @@ class Front:
             await self._answer(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
         is_head = scope["method"] == "HEAD"
 
         async def send_protected(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 headers = MutableHeaders(raw=message.setdefault("headers", []))
                 for name, value in SECURITY_HEADERS.items():
                     headers.setdefault(name, value)
@@ -71,15 +68,10 @@ class Front:
             scope = {**scope, "method": "GET"}
         if self._trusted_proxies:
             scope = self._behind_proxy(scope)
-        try:
-            if self._check_host and not self.is_ours(Headers(scope=scope).get("host", "")):
-                await answer(wrong_host())(scope, receive, send_protected)
-                return
-            await self._inner(scope, receive, send_protected)
-        except Exception as error:  # every request is answered, whatever happens
-            if started:
-                raise
-            await answer(internal(error))(scope, receive, send_protected)
+        if self._check_host and not self.is_ours(Headers(scope=scope).get("host", "")):
+            await answer(wrong_host())(scope, receive, send_protected)
+            return
+        await self._guarded(scope, receive, send_protected)
 
     def _behind_proxy(self, scope: Scope) -> Scope:
         """The request as the proxy saw it: the last address that no trusted proxy has, and whether it came by TLS."""
@@ -112,6 +104,32 @@ class Front:
             return ipaddress.ip_address(name).is_loopback
         except ValueError:
             return False
+
+
+class Faults:
+    """Answers what nobody has answered, and lets nothing out that tells a value: neither to the caller nor to a log."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._inner = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        started = False
+
+        async def watched_send(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._inner(scope, receive, watched_send)
+            return
+        except Exception as error:
+            problem = internal(error)
+        if started:
+            # The rest of the answer cannot come: only a broken connection tells the caller so.
+            raise ConnectionAbortedError("an answer could not be finished")
+        await answer(problem)(scope, receive, send)
 
 
 def was_forwarded(scope: Scope) -> bool:

@@ -74,11 +74,13 @@ def answers(success: Mapping[int | str, Schema], *more: int) -> dict[int | str, 
     """The answers of a route: its own, the problems that any route may give, and `more` statuses."""
     documented: dict[int | str, Schema] = dict(success)
     for status in sorted({*_ALWAYS, *more}):
-        documented[status] = {
-            "description": PROBLEMS[status],
-            "content": {PROBLEM_TYPE: {"schema": ref("Problem")}},
-        }
+        documented[status] = problem_answer(status)
     return documented
+
+
+def problem_answer(status: int) -> Schema:
+    """The answer of any route with this status."""
+    return {"description": PROBLEMS.get(status, ""), "content": {PROBLEM_TYPE: {"schema": ref("Problem")}}}
 
 
 def body_of(name: str, *, example: Any = None, required: bool = True, media_types: Iterable[str] = ()) -> Schema:
@@ -255,4 +257,15 @@ def document(application: FastAPI, bodies: Iterable[type[BaseModel]], more: Mapp
         routes=application.routes,
     )
     made["components"]["schemas"] = {**components(bodies), **more}
+    made["components"]["responses"] = {f"Problem{status}": problem_answer(status) for status in sorted(PROBLEMS)}
+    for operations in made["paths"].values():
+        for operation in operations.values():
+            _share_problems(operation["responses"])
     return made
+
+
+def _share_problems(responses: Schema) -> None:
+    """The same problem is described once, and named by every route that may answer with it."""
+    for status, answer in responses.items():
+        if answer == problem_answer(int(status)):
+            responses[status] = {"$ref": f"#/components/responses/Problem{status}"}

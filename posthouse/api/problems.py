@@ -5,7 +5,7 @@ is translated first. No problem repeats what was submitted: not a value, not a b
 """
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import structlog
@@ -137,11 +137,9 @@ def _headers_of(error: PosthouseError) -> dict[str, str]:
 
 
 def of_http(error: HTTPException) -> PosthouseError:
-    """What the router raised: unknown path or method."""
+    """What the router raised: an unknown path, or a request that it cannot read."""
     if error.status_code == 404:
         return WebRefusal(404, "not-found", "Not found", "There is nothing at this path.")
-    if error.status_code == 405:
-        return method_not_allowed(error.headers or {})
     return WebRefusal(
         error.status_code, "bad-request", "The request cannot be read", "The request cannot be read.",
         headers=dict(error.headers or {}),
@@ -172,10 +170,12 @@ def of_exception(error: Exception) -> PosthouseError:
     return internal(error)
 
 
-def install(application: FastAPI) -> None:
-    """Replace every answer that the framework would make of an exception."""
+def install(application: FastAPI, offered: Callable[[str], Iterable[str]]) -> None:
+    """Replace every answer that the framework would make of an exception. `offered` knows the methods of a path."""
 
-    async def handle(_request: Request, error: Exception) -> Response:
+    async def handle(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException) and error.status_code == 405:
+            return answer(method_not_allowed({"Allow": ", ".join(offered(request.url.path))}))
         return answer(of_exception(error))
 
     for kind in (PosthouseError, RequestValidationError, ValidationError, HTTPException, ClientDisconnect):

@@ -1,7 +1,7 @@
 """The queue by server, holding and releasing it; captured mail; the event feed."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from pydantic import Field, TypeAdapter
@@ -156,8 +156,21 @@ async def events(
             "tenant_id": identifier_of(row.tenant_id),
             "message_id": identifier_of(row.message_id),
             "server_id": identifier_of(row.server_id),
-            "data": json.loads(row.data),
+            "data": _data_shape(json.loads(row.data)),
         }
         for row in rows
     ]
     return json_answer({"items": items, "next": items[-1]["id"] if items else after})
+
+
+def _data_shape(data: dict[str, Any]) -> dict[str, Any]:
+    """What an event holds, with identifiers and times as people see them."""
+    shape = {name: entry for name, entry in data.items() if name not in ("outcomes", "next_try_ms")}
+    if "outcomes" in data:
+        shape["outcomes"] = [
+            {"recipient_id": identifier_of(outcome.get("r")), **{k: v for k, v in outcome.items() if k != "r"}}
+            for outcome in data["outcomes"]
+        ]
+    if data.get("next_try_ms"):
+        shape["next_try_at"] = time_of(data["next_try_ms"])
+    return shape

@@ -1,6 +1,5 @@
 """Servers: what they have beside the verbs of every noun."""
 
-from fastapi import APIRouter
 from starlette.responses import Response
 
 from posthouse.api import openapi
@@ -40,35 +39,34 @@ COMPONENTS: dict[str, openapi.Schema] = {
 _SWITCHED = openapi.answers({200: openapi.json_of("ServerSwitched", "The server, and what follows.")}, 409, 507)
 
 
-def make_router() -> APIRouter:
-    """The routes of servers."""
-    router = noun_router(NOUN)
+router = noun_router(NOUN)
 
-    @router.post(
-        "/{id}/default",
-        responses=openapi.answers({200: openapi.json_of("ServerObject", "The server.")}, 409, 507),
-        operation_id="make_default",
-        summary="Make a server the default of its owner",
-    )
-    async def make_default(hub: Hub, actor: Speaking, id: Identifier) -> Response:
-        record = await hub.administration.make_default(actor, number_of(id, "server"))
-        return json_answer(shown(hub, NOUN, record), headers=etag_of(record))
 
-    @router.post("/{id}/enable", responses=_SWITCHED, operation_id="enable_server", summary="Enable a server")
-    async def enable(hub: Hub, actor: Speaking, id: Identifier) -> Response:
-        return await _switch(hub, actor, id, True, None)
+@router.post(
+    "/{id}/default",
+    responses=openapi.answers({200: openapi.json_of("ServerObject", "The server.")}, 409, 507),
+    operation_id="make_default",
+    summary="Make a server the default of its owner",
+)
+async def make_default(hub: Hub, actor: Speaking, id: Identifier) -> Response:
+    record = await hub.administration.make_default(actor, number_of(id, "server"))
+    return json_answer(shown(hub, NOUN, record), headers=etag_of(record))
 
-    @router.post(
-        "/{id}/disable",
-        responses=_SWITCHED,
-        operation_id="disable_server",
-        summary="Disable a server",
-        description="Its queue waits. Where it is the default, the successor is named.",
-    )
-    async def disable(hub: Hub, actor: Speaking, id: Identifier, successor: Successor = None) -> Response:
-        return await _switch(hub, actor, id, False, successor)
 
-    return router
+@router.post("/{id}/enable", responses=_SWITCHED, operation_id="enable_server", summary="Enable a server")
+async def enable(hub: Hub, actor: Speaking, id: Identifier) -> Response:
+    return await _switch(hub, actor, id, True, None)
+
+
+@router.post(
+    "/{id}/disable",
+    responses=_SWITCHED,
+    operation_id="disable_server",
+    summary="Disable a server",
+    description="Its queue waits. Where it is the default, the successor is named.",
+)
+async def disable(hub: Hub, actor: Speaking, id: Identifier, successor: Successor = None) -> Response:
+    return await _switch(hub, actor, id, False, successor)
 
 
 async def _switch(hub: Posthouse, actor: Actor, identifier: str, enabled: bool, successor: str | None) -> Response:

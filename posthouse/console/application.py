@@ -11,11 +11,13 @@ from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from posthouse.clock import Clock
 from posthouse.console.excerpt import MAX_OCTETS, Excerpt, excerpt_of
@@ -59,20 +61,33 @@ class Program(Protocol):
         """The present configuration."""
 
 
-def make_console(program: Program) -> Starlette:
+def make_console(program: Program) -> ASGIApp:
     """The ASGI application of the pages."""
     pages = _Pages(program)
-    return Starlette(
-        routes=[
+    router = Router(
+        [
             Route("/", pages.home),
             Route("/captured/{id}", pages.message),
             Route("/sign-in", pages.sign_in, methods=["GET", "POST"]),
             Route("/sign-out", pages.sign_out, methods=["POST"]),
             Route("/assets/posthouse.css", pages.stylesheet),
         ],
-        exception_handlers={HTTPException: pages.refuse, PosthouseError: pages.refuse, Exception: pages.refuse},
-        max_body_size=MAX_FORM_OCTETS,
+        redirect_slashes=False,
     )
+    return _Console(router, pages)
+
+
+class _Console:
+    """The pages behind one handler of faults. Not `Starlette`, which passes a fault on after it has been answered."""
+
+    def __init__(self, router: Router, pages: "_Pages") -> None:
+        limited = RequestBodyLimitMiddleware(router, max_body_size=MAX_FORM_OCTETS)
+        handlers = {HTTPException: pages.refuse, PosthouseError: pages.refuse}
+        self._inner = ExceptionMiddleware(limited, handlers=handlers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request. The router raises instead of answering where it finds `app`."""
+        await self._inner({**scope, "app": self}, receive, send)
 
 
 class _Pages:
@@ -249,4 +264,4 @@ def _explained(error: Exception) -> tuple[int, str, str, str]:
         return error.status_code, "Not found", "There is no such page.", ""
     if isinstance(error, HTTPException):
         return error.status_code, "The request cannot be read", "The request cannot be read.", ""
-    return 500, "Posthouse failed at this page", "The log of the server says where.", ""
+    raise error
