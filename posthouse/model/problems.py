@@ -82,6 +82,9 @@ def _walk(location: Sequence[str | int], model: type[BaseModel] | None) -> tuple
             model, members = members[str(part)], {}
             continue
         path.append(str(part))
+        if isinstance(part, int):
+            # The place in a list; what follows is still about the list's entries.
+            continue
         info = model.model_fields.get(str(part)) if model is not None else None
         members = union_members(info) if info is not None else {}
         model = _nested(info)

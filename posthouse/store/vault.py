@@ -53,7 +53,7 @@ class KeyRing:
             )
         try:
             return cipher.decrypt(sealed[:NONCE_OCTETS], sealed[NONCE_OCTETS:], bound_to.encode()).decode()
-        except (InvalidTag, UnicodeDecodeError):
+        except (InvalidTag, ValueError):
             raise SecretUnreadable(
                 "A sealed secret does not belong to the row in which it stands, or was altered.",
                 remedy="Enter the secret again, and find out who changed the database.",

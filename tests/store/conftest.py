@@ -28,3 +28,10 @@ async def database(store_url: URL) -> AsyncIterator[Database]:
     """Give that database with its writer at work."""
     async with opened(store_url) as opened_database:
         yield opened_database
+
+
+@pytest.fixture
+def postgres_url(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[URL]:
+    """Give the URL of a new PostgreSQL database with Posthouse's tables."""
+    with empty_store("postgresql", tmp_path, request) as url:
+        yield url
