@@ -242,6 +242,7 @@ class Posthouse:
             reserve=self.reserve,
             member=self.member,
             spool=self.settings.data / "spool",
+            write_last_used=self.administration.write_last_used,
             prune_secrets=self.administration.prune_secrets,
         )
         if "delivery" in jobs:

@@ -191,6 +191,8 @@ class Delivery:
         self._lanes: dict[int, Lane] = {}
         self._states: dict[int, ServerState] = {}
         self._state_stamp = 0
+        # Servers whose state is being written, and how many writes are under way.
+        self._unwritten: collections.Counter[int] = collections.Counter()
         self._jobs: dict[int, Job] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._wake = asyncio.Event()
@@ -699,7 +701,17 @@ class Delivery:
             if first:
                 messages.add_event(connection, row)
 
-        self._in_background(self._database.write(write))
+        self._in_background(self._write_state(state.server_id, write))
+
+    async def _write_state(self, server_id: int, write: Callable[[Connection], Any]) -> None:
+        """Write a server's state; until that is done, what is read of it from the store is older than what we know."""
+        self._unwritten[server_id] += 1
+        try:
+            await self._database.write(write)
+        finally:
+            self._unwritten[server_id] -= 1
+            if not self._unwritten[server_id]:
+                del self._unwritten[server_id]
 
     async def hold_by_operator(self, server_id: int, detail: str) -> None:
         """An operator holds the server until it is released. In force everywhere within 1 s."""
@@ -711,13 +723,13 @@ class Delivery:
         lane = self._lanes.get(server_id)
         if lane is not None:
             self._give_back(lane)
-        await self._database.write(lambda connection: server_state.store(connection, state))
+        await self._write_state(server_id, lambda connection: server_state.store(connection, state))
 
     async def release(self, server_id: int) -> None:
         """The server is tried again now, whatever held it."""
         state = replace(self.state_of(server_id), held="", cause="", detail="", next_try_ms=0, failures=0)
         self._states[server_id] = state
-        await self._database.write(lambda connection: server_state.store(connection, state))
+        await self._write_state(server_id, lambda connection: server_state.store(connection, state))
         self._wake.set()
 
     def wake(self) -> None:
@@ -770,7 +782,7 @@ class Delivery:
         """Somebody has mended it, perhaps: no need to wait for the next try."""
         state = self._states.get(server_id)
         if state is not None and state.held and state.held != "operator":
-            self._states[server_id] = replace(state, next_try_ms=self._clock.now_ms())
+            self._set_state(replace(state, next_try_ms=self._clock.now_ms()), first=False)
 
     # ------------------------------------------------------------ scheduling
 
@@ -986,6 +998,8 @@ class Delivery:
         stamp = self._state_stamp
         for state in await self._database.read(lambda connection: server_state.load_since(connection, stamp)):
             self._state_stamp = max(self._state_stamp, state.stamp)
+            if state.server_id in self._unwritten:
+                continue
             self._states[state.server_id] = state
             if state.held:
                 lane = self._lanes.get(state.server_id)

@@ -49,6 +49,7 @@ class Maintenance:
         reserve: Reserve,
         member: nodes.Membership,
         spool: Path,
+        write_last_used: Callable[[], Awaitable[None]],
         prune_secrets: Callable[[], Awaitable[None]],
     ) -> None:
         self._database = database
@@ -59,6 +60,7 @@ class Maintenance:
         self._reserve = reserve
         self._member = member
         self._spool = spool
+        self._write_last_used = write_last_used
         self._prune_secrets = prune_secrets
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -67,6 +69,7 @@ class Maintenance:
         for name, every_s, work in (
             ("beat", BEAT_S, self._beat),
             ("reserve", RESERVE_S, self._keep_reserve),
+            ("last-used", PRUNE_S, self._write_last_used),
             ("prune", PRUNE_S, self._prune),
             ("sweep", SWEEP_S, self._sweep),
         ):

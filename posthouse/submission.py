@@ -327,8 +327,8 @@ class Submission:
         allowed = directory.allowed_senders.get(application_id)
         if allowed is None:
             return
-        if facts.from_count > 1:
-            raise SenderNotAllowed("The message has more than one From field.")
+        if facts.from_count > 1 or "sender" in facts.duplicates:
+            raise SenderNotAllowed("The message has more than one From or Sender field.")
         for name, value in (("From", facts.from_value), ("Sender", facts.sender_value)):
             if value is not None:
                 _require_allowed(allowed, name, value)
@@ -432,6 +432,9 @@ class Submission:
         if facts.has_bcc:
             header = remove_fields(header, ("bcc", "resent-bcc"))
             changes.append("Bcc was removed.")
+        if facts.message_id is None:
+            # One that is there but empty must not stand beside ours.
+            header = remove_fields(header, ("message-id",))
         date = self._date(now_ms)
         front = self._received(handover, message_id, date)
         header_message_id = facts.message_id

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
-from posthouse.model.address import AddressFault, check_host, parse_address, parse_domain
+from posthouse.model.address import AddressFault, check_host, normalise_entry, parse_address
 from posthouse.model.auth import Auth, NoAuth, PasswordAuth
 from posthouse.model.fields import Value, field
 from posthouse.model.tls import TlsMode, TlsVersion, Verification
@@ -241,9 +241,7 @@ class ServerCommon(Value):
     @field_validator("from_filter")
     @classmethod
     def _filters_are_addresses_or_domains(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for entry in value:
-            _parsed(parse_address if "@" in entry.lstrip("@") else lambda e: parse_domain(e.lstrip("@")), entry)
-        return tuple(dict.fromkeys(entry.lstrip("@").lower() for entry in value))
+        return tuple(dict.fromkeys(_parsed(normalise_entry, entry) for entry in value))
 
     @model_validator(mode="after")
     def _common_fields_fit_together(self) -> "ServerCommon":

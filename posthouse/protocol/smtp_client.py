@@ -773,12 +773,12 @@ class _Transaction:
             # 3yz where it cannot be: the server and we are not in step.
             return DeliveryFault("out-of-step", stage=stage, reply=reply).outcome()
         result, scope, retry_after_s, cause = classify(stage, reply)
-        if code == 421 and scope is Scope.CONNECTION:
-            if not self.is_kept:
-                # On a fresh connection another one would meet the same.
-                scope = Scope.SERVER
-            elif stage is Stage.SENDER:
-                cause = "stale-connection"
+        if code == 421 and self.is_kept and stage is Stage.SENDER:
+            # The end of a connection that has carried mail, whatever words it ends with: a fresh one tells more.
+            result, scope, cause = Result.DEFERRED, Scope.CONNECTION, "stale-connection"
+        elif code == 421 and scope is Scope.CONNECTION and not self.is_kept:
+            # On a fresh connection another one would meet the same.
+            scope = Scope.SERVER
         return Outcome(result, scope, stage, reply, cause, "", retry_after_s)
 
     def refuse(self, stage: Stage, reply: Reply) -> None:

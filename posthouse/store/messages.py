@@ -384,7 +384,7 @@ def list_captured(
     return list(connection.execute(query.order_by(c.c.message_id.desc()).limit(limit)))
 
 
-def read_answer(connection: Connection, application_id: int, key: str) -> Row[Any] | None:
+def read_answer(connection: Connection, application_id: int, key: str) -> Any:
     """The answer that was given under an idempotency key: digest, answer, expires_ms."""
     table = schema.idempotency
     return connection.execute(
