@@ -17,8 +17,9 @@ from posthouse.cli.nouns import (
     tenant_option,
     yes_option,
 )
-from posthouse.cli.options import Group, Place, Word
+from posthouse.cli.options import Word
 from posthouse.cli.output import Cell, plain
+from posthouse.cli.place import Group, Place
 from posthouse.model.application import Application
 
 KEY_KINDS = ("api_key", "smtp")

@@ -1,8 +1,8 @@
 """`posthouse certificate`: added certificates of authorities and servers."""
 
 from posthouse.cli.nouns import Noun, add_verbs, owner_name
-from posthouse.cli.options import Group
 from posthouse.cli.output import Cell
+from posthouse.cli.place import Group
 from posthouse.model.certificate import Certificate
 
 NOUN = Noun(

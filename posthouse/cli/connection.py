@@ -26,7 +26,7 @@ from urllib.parse import quote, urlsplit
 import httpx2
 
 from posthouse.cli.failure import CommandError, problem_of
-from posthouse.cli.options import Place
+from posthouse.cli.place import Place
 from posthouse.errors import ConfigurationError
 from posthouse.model.identifier import parse_id
 from posthouse.settings import Settings
@@ -149,6 +149,15 @@ class Connection:
                 code="ambiguous",
             )
         return named[0]
+
+    def find_usable(self, collection: str, reference: str, owner: str | None) -> dict[str, Any]:
+        """An object that the owner (a tenant's id, `global`, or None for anyone) may use: its own, else a global one."""
+        try:
+            return self.find(collection, reference, tenant=owner)
+        except CommandError as error:
+            if owner in (None, "global") or error.problem.get("code") != "not-found":
+                raise
+        return self.find(collection, reference, tenant="global")
 
     def owner(self, reference: str | None) -> str | None:
         """The `tenant` filter of a list for a name or id: an id, `global`, or None for every owner."""

@@ -8,8 +8,9 @@ import click
 
 from posthouse.cli import output
 from posthouse.cli.connection import connect
-from posthouse.cli.options import Command, Place, Word
+from posthouse.cli.options import Word
 from posthouse.cli.output import Cell
+from posthouse.cli.place import Command, Place
 
 _NOUNS = ("server", "tenant", "application", "certificate", "credential", "settings")
 

@@ -70,7 +70,7 @@ class Program(click.Group):
 
 def program() -> Program:
     """The whole command line."""
-    from posthouse.cli.options import place_options
+    from posthouse.cli.place import place_options
 
     return Program(
         "posthouse",

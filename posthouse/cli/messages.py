@@ -10,8 +10,9 @@ from posthouse.cli import output
 from posthouse.cli.connection import Connection, connect, path_part
 from posthouse.cli.failure import CommandError
 from posthouse.cli.nouns import Item, confirm, yes_option
-from posthouse.cli.options import Group, Place, Word
+from posthouse.cli.options import Word
 from posthouse.cli.output import Cell, State
+from posthouse.cli.place import Group, Place
 from posthouse.cli.times import Moment, api_time
 
 STATES = (
@@ -61,6 +62,9 @@ message = Group("message", help="Messages: what was handed over, and what became
 def list_messages(ctx: click.Context, /, **values: Any) -> None:
     """GET messages, or GET captured."""
     place = Place.of(ctx)
+    unfit = [name for name in _FILTERS if values[name]]
+    if values["captured"] and unfit:
+        raise CommandError.usage(f"--captured and --{unfit[0]} do not go together.")
     with connect(place) as posthouse:
         path, query = _query(posthouse, values)
         if values["everything"]:
@@ -85,18 +89,16 @@ _HEADINGS = ("ID", "TAKEN", "STATE", "FROM", "TO", "SUBJECT", "SIZE")
 
 def _query(posthouse: Connection, values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     tenant = posthouse.owner(values["tenant"])
-    server = posthouse.find("servers", values["server"], tenant=tenant)["id"] if values["server"] else None
+    server, application = values["server"], values["application"]
+    if server:
+        server = posthouse.find_usable("servers", server, tenant)["id"]
     if values["captured"]:
-        unfit = [name for name in _FILTERS if values[name]]
-        if unfit:
-            raise CommandError.usage(f"--captured and --{unfit[0]} do not go together.")
         return "captured", {"server": server}
-    application = (
-        posthouse.find("applications", values["application"], tenant=tenant) if values["application"] else None
-    )
+    if application:
+        application = posthouse.find("applications", application, tenant=tenant)["id"]
     return "messages", {
         "state": values["state"],
-        "application": application or None,
+        "application": application,
         "server": server,
         "tenant": tenant,
         "address": values["address"],

@@ -4,7 +4,7 @@ import click
 
 from posthouse.cli import output
 from posthouse.cli.connection import connect, settings_of
-from posthouse.cli.options import Command, Place
+from posthouse.cli.place import Command, Place
 
 
 @click.command("migrate", cls=Command, help="Bring the database to this version. `serve` does so too when it starts.")

@@ -13,8 +13,9 @@ import click
 from posthouse.cli import output
 from posthouse.cli.connection import Connection, connect
 from posthouse.cli.failure import CommandError, option_name
-from posthouse.cli.options import REFERENCES, Command, FieldOptions, Given, Group, Place, default_text, parameter_name
+from posthouse.cli.options import REFERENCES, FieldOptions, Given, default_text, parameter_name
 from posthouse.cli.output import Cell
+from posthouse.cli.place import Command, Group, Place
 from posthouse.model.fields import FieldDescription, Value
 from posthouse.model.record import SECRET_SET, get_path, set_path
 
@@ -106,20 +107,10 @@ def shape_of(posthouse: Connection, given: Given, *, owner: str | None = None) -
         if path == "tenant_id":
             shape["tenant_id"] = owner = posthouse.owner(named) if named != "global" else None
         elif isinstance(named, list):
-            set_path(shape, path, [_related(posthouse, collection, name, owner) for name in named])
+            set_path(shape, path, [posthouse.find_usable(collection, name, owner or "global")["id"] for name in named])
         else:
-            set_path(shape, path, _related(posthouse, collection, named, owner))
+            set_path(shape, path, posthouse.find_usable(collection, named, owner or "global")["id"])
     return shape
-
-
-def _related(posthouse: Connection, collection: str, name: str, owner: str | None) -> str:
-    """The id of an object of the same owner, else of a global one."""
-    for tenant in [owner, "global"] if owner else ["global"]:
-        try:
-            return str(posthouse.find(collection, name, tenant=tenant)["id"])
-        except CommandError as error:
-            missing = error
-    raise missing
 
 
 # --- the verbs --------------------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ import click
 from posthouse.cli import output
 from posthouse.cli.connection import connect
 from posthouse.cli.nouns import Item, find, owner_name, tenant_option, with_owner_names
-from posthouse.cli.options import Command, Group, Place
 from posthouse.cli.output import Cell
+from posthouse.cli.place import Command, Group, Place
 from posthouse.cli.servers import NOUN
 
 queue = Group("queue", help="The queue: what waits, for which server and why.", no_args_is_help=True)

@@ -14,7 +14,8 @@ from posthouse.cli import output
 from posthouse.cli.connection import Connection, connect
 from posthouse.cli.failure import CommandError
 from posthouse.cli.messages import FINISHED, show_message
-from posthouse.cli.options import Command, Place, Word, key_values
+from posthouse.cli.options import Word, key_values
+from posthouse.cli.place import Command, Place
 from posthouse.cli.times import Moment, Span, api_time
 
 _POLL_S = 0.2
@@ -59,6 +60,7 @@ _POLL_S = 0.2
 def send(ctx: click.Context, /, **values: Any) -> None:
     """POST messages, then perhaps wait."""
     place = Place.of(ctx)
+    _check(values)
     with connect(place) as posthouse:
         answer = _send_raw(posthouse, values) if values["raw"] else _send_written(posthouse, values)
         identifier = str(answer["id"])
@@ -73,9 +75,20 @@ def send(ctx: click.Context, /, **values: Any) -> None:
         ctx.exit(1)
 
 
+def _check(values: dict[str, Any]) -> None:
+    """Whether the options go together. Raises CommandError."""
+    if not values["raw"]:
+        if not values["sender"] or not (values["to"] or values["cc"] or values["bcc"]):
+            raise CommandError.usage("A message needs --from and --to.", remedy="Or give a whole one with --raw FILE.")
+        return
+    unfit = [f"--{name.replace('_', '-')}" for name in _WRITTEN if values[name] not in (None, ())]
+    if unfit:
+        raise CommandError.usage(
+            f"{', '.join(unfit)} and --raw do not go together.", remedy="Put it into the header of the raw message."
+        )
+
+
 def _send_written(posthouse: Connection, values: dict[str, Any]) -> dict[str, Any]:
-    if not values["sender"] or not (values["to"] or values["cc"] or values["bcc"]):
-        raise CommandError.usage("A message needs --from and --to.", remedy="Or give a whole message with --raw FILE.")
     body: dict[str, Any] = {"from": values["sender"]}
     for name in ("to", "cc", "bcc", "reply_to"):
         if values[name]:
@@ -114,11 +127,6 @@ def _standard_input() -> str:
 
 def _send_raw(posthouse: Connection, values: dict[str, Any]) -> dict[str, Any]:
     """The bytes as they are; the envelope from the options, else from the header."""
-    unfit = [f"--{name.replace('_', '-')}" for name in _WRITTEN if values[name] not in (None, ())]
-    if unfit:
-        raise CommandError.usage(
-            f"{', '.join(unfit)} and --raw do not go together.", remedy="Put it into the header of the raw message."
-        )
     query: dict[str, str | Sequence[str] | None] = {"mail_from": values["sender"], "to": list(values["to"])}
     query.update(_routing(posthouse, values))
     headers = {"content-type": "message/rfc822", **_key(values)}
@@ -136,7 +144,7 @@ def _routing(posthouse: Connection, values: dict[str, Any]) -> dict[str, str]:
     if values["tenant"]:
         found["tenant"] = owner = str(posthouse.find("tenants", values["tenant"])["id"])
     if values["server"]:
-        found["server"] = _server(posthouse, values["server"], owner)
+        found["server"] = str(posthouse.find_usable("servers", values["server"], owner)["id"])
     for name, entry in (
         ("send_at", api_time(values["send_at"])),
         ("expires_at", api_time(values["expires_at"])),
@@ -145,16 +153,6 @@ def _routing(posthouse: Connection, values: dict[str, Any]) -> dict[str, str]:
         if entry is not None:
             found[name] = entry
     return found
-
-
-def _server(posthouse: Connection, name: str, owner: str | None) -> str:
-    if owner is not None:
-        try:
-            return str(posthouse.find("servers", name, tenant=owner)["id"])
-        except CommandError as error:
-            if error.problem.get("code") != "not-found":
-                raise
-    return str(posthouse.find("servers", name, tenant="global" if owner else None)["id"])
 
 
 def _key(values: dict[str, Any]) -> dict[str, str]:

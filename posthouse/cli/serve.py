@@ -13,7 +13,7 @@ import httpx2
 from posthouse.cli import first_run, output
 from posthouse.cli.connection import SOCKET, make_settings, short_path
 from posthouse.cli.failure import CommandError, report
-from posthouse.cli.options import Place, place_options
+from posthouse.cli.place import Place, place_options
 from posthouse.model.fields import FieldDescription, describe
 from posthouse.settings import Settings
 

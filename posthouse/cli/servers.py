@@ -18,8 +18,9 @@ from posthouse.cli.nouns import (
     successor_option,
     tenant_option,
 )
-from posthouse.cli.options import Command, FieldOptions, Group, Place, Word, parameter_name
+from posthouse.cli.options import FieldOptions, Word, parameter_name
 from posthouse.cli.output import Cell
+from posthouse.cli.place import Command, Group, Place
 from posthouse.model.record import get_path
 from posthouse.model.server import DEFAULT_PORTS, SERVER_KINDS
 from posthouse.model.tls import TlsMode

@@ -8,7 +8,8 @@ from posthouse.cli import output
 from posthouse.cli.connection import connect
 from posthouse.cli.failure import CommandError
 from posthouse.cli.nouns import Item, confirm, show_fields, yes_option
-from posthouse.cli.options import Command, FieldOptions, Group, Place
+from posthouse.cli.options import FieldOptions
+from posthouse.cli.place import Command, Group, Place
 from posthouse.model.installation import Installation
 from posthouse.model.record import set_path
 

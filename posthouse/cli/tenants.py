@@ -1,8 +1,8 @@
 """`posthouse tenant`: the organisations that this installation serves."""
 
 from posthouse.cli.nouns import Noun, add_verbs
-from posthouse.cli.options import Group
 from posthouse.cli.output import Cell, plain
+from posthouse.cli.place import Group
 from posthouse.model.tenant import Tenant
 
 NOUN = Noun(

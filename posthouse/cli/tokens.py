@@ -8,7 +8,8 @@ from posthouse.cli import output
 from posthouse.cli.connection import connect, path_part
 from posthouse.cli.failure import CommandError
 from posthouse.cli.nouns import confirm, yes_option
-from posthouse.cli.options import Group, Place, Word
+from posthouse.cli.options import Word
+from posthouse.cli.place import Group, Place
 from posthouse.cli.times import Moment, Span, api_time
 from posthouse.model.actor import Role
 

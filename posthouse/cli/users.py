@@ -4,7 +4,7 @@ import click
 
 from posthouse.cli import output
 from posthouse.cli.connection import connect
-from posthouse.cli.options import Group, Place
+from posthouse.cli.place import Group, Place
 
 user = Group("user", help="People.", no_args_is_help=True)
 

@@ -9,9 +9,10 @@ from click.testing import CliRunner
 from pydantic import SecretStr
 
 from posthouse.cli.failure import CommandError
-from posthouse.cli.options import FieldOptions, Given, Place, Word
-from posthouse.cli.options import Command as PlacedCommand
-from posthouse.cli.options import Group as PlacedGroup
+from posthouse.cli.options import FieldOptions, Given, Word
+from posthouse.cli.place import Command as PlacedCommand
+from posthouse.cli.place import Group as PlacedGroup
+from posthouse.cli.place import Place
 from posthouse.model.application import Application
 from posthouse.model.fields import Value, field
 from posthouse.model.installation import Installation
