@@ -83,6 +83,15 @@ RULES: tuple[ReplyRule, ...] = (
     ReplyRule("daily-quota", Scope.THROTTLE, ("5",), text="submission quota", retry_after_s=_QUOTA_S),
     ReplyRule("tenant-quota", Scope.THROTTLE, ("550",), ("5.7.233", "5.7.705"), retry_after_s=_QUOTA_S),
     ReplyRule("relay-peak", Scope.THROTTLE, ("4",), text="peak smtp relay limit", retry_after_s=300.0),
+    # The connection has done its share; a new one goes on.
+    ReplyRule(
+        "message-limit",
+        Scope.CONNECTION,
+        ("421",),
+        text=r"messages? (?:on|in|per|over|for|from) (?:this |one |the |a )?(?:smtp )?(?:connection|session)|"
+        r"connection expired|try reconnecting",
+        stages=_TRANSACTION,
+    ),
     # Before any mail was begun on it, only this connection is one too many; those that are open go on.
     ReplyRule("connection-limit", Scope.CONNECTION, ("4",), text=_TOO_MANY_CONNECTIONS, stages=_OPENING),
     ReplyRule(
@@ -145,7 +154,7 @@ RULES: tuple[ReplyRule, ...] = (
     ReplyRule("own-mailbox-full", Scope.ACCOUNT, ("554",), ("5.2.2",), text="quotaexceeded", stages=_DATA),
     # --- the server -------------------------------------------------------------------------------------------------
     ReplyRule("server-trouble", Scope.SERVER, ("451",), ("4.7.0",), text=r"\bPRX\d"),
-    ReplyRule("server-trouble", Scope.SERVER, ("4",), ("4.3.0", "4.3.1", "4.3.2", "4.3.5"), stages=_SENDER),
+    ReplyRule("server-trouble", Scope.SERVER, ("45",), ("4.3.0", "4.3.1", "4.3.2", "4.3.5"), stages=_SENDER),
     # We and the server disagree about where the conversation stands: another connection starts afresh.
     ReplyRule("out-of-step", Scope.CONNECTION, ("503",), stages=_SENDER),
     # --- recipients and messages ------------------------------------------------------------------------------------

@@ -86,9 +86,9 @@ def public_egress(opened: Iterable[IPNetwork] = ()) -> EgressRule:
             network.version == each.version and each in network for network in networks for each in inner or [address]
         ):
             return
-        # A mapped address is no public one by itself; what it leads to decides.
-        is_mapped = isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None
-        if not (is_mapped or _is_public(address)) or not all(map(_is_public, inner)):
+        # A mapped or translated address is no public one by itself; what it leads to decides.
+        is_translated = isinstance(address, ipaddress.IPv6Address) and (address.ipv4_mapped or address in _NAT64)
+        if not (is_translated or _is_public(address)) or not all(map(_is_public, inner)):
             raise DeliveryFault("egress-forbidden")
 
     return rule

@@ -375,7 +375,15 @@ class SmtpConnection(asyncio.Protocol):
     def _garbled(self, found: ReplyFault) -> None:
         stage = self._stage
         self._group += found.replies
-        if stage is Stage.GREETING:
+        if 0 < self._awaited <= len(self._group):
+            # What was waited for did come, and the garbage behind it belongs to nothing.
+            group, self._group, self._awaited = self._group[: self._awaited], [], 0
+            self._end(DeliveryFault("out-of-step", stage=stage))
+            self._advance(group)
+            return
+        if self._is_greeted and self._dialogue is None:
+            self._end(DeliveryFault("out-of-step", stage=Stage.SENDER))
+        elif stage is Stage.GREETING:
             self._end(_not_smtp(found.line))
         else:
             detail = f"The server's reply is not SMTP: {found.reason}."

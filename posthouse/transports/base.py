@@ -17,7 +17,7 @@ What an outcome promises:
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Protocol
 
-from posthouse.model.message import Envelope, Traits
+from posthouse.model.message import Envelope
 from posthouse.model.outcome import Outcome
 
 
@@ -56,8 +56,8 @@ class OutgoingContent(Protocol):
         """Octets of header and body together."""
 
     @property
-    def traits(self) -> Traits:
-        """What the bytes need from a server."""
+    def traits(self) -> int:
+        """What the bytes need from a server: bits of model/message.py Traits."""
 
     def chunks(self) -> AsyncIterator[bytes]:
         """The body from its start, in pieces; each call starts anew. Asked for only where `body` is None."""

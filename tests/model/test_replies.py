@@ -75,6 +75,8 @@ MEANINGS: list[tuple[Stage, int, str, str, Result, Scope]] = [
     (G, 421, "4.7.0", "Error: too many connections from 192.0.2.1", DEFERRED, Scope.CONNECTION),
     (G, 421, "4.7.0", "Try again later, closing connection", DEFERRED, Scope.THROTTLE),
     (D, 421, "4.7.0", "Our system has detected an unusual rate of unsolicited mail", DEFERRED, Scope.THROTTLE),
+    (M, 421, "4.7.0", "Too many messages on this connection", DEFERRED, Scope.CONNECTION),
+    (M, 421, "4.7.0", "Connection expired, try reconnecting.", DEFERRED, Scope.CONNECTION),
     (D, 421, "4.7.28", "Rate limited", DEFERRED, Scope.THROTTLE),
     (D, 450, "4.7.500", "Server busy, please try again later", DEFERRED, Scope.THROTTLE),
     (R, 450, "4.2.1", "Peak SMTP relay limit exceeded for customer.", DEFERRED, Scope.THROTTLE),

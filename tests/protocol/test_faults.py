@@ -12,7 +12,7 @@ import pytest
 import posthouse
 from posthouse.model.outcome import Reply, Result, Scope, Stage
 from posthouse.protocol import faults
-from posthouse.protocol.faults import CAUSES, FOREIGN, STAGE_CAUSES, DeliveryFault, refused, translate
+from posthouse.protocol.faults import CAUSES, FOREIGN, DeliveryFault, refused, translate
 
 R, C, G, T, A, D = (
     Stage.RESOLVE, Stage.CONNECT, Stage.GREETING, Stage.TLS, Stage.AUTHENTICATE, Stage.DATA,
@@ -114,10 +114,12 @@ def test_every_row_of_the_translation_is_used() -> None:
 
 def test_every_cause_is_known_and_none_is_idle() -> None:
     folder = Path(posthouse.__file__).parent
-    trees = [
-        ast.parse(path.read_text()) for part in ("protocol", "transports") for path in (folder / part).glob("*.py")
+    paths = [
+        *(folder / "protocol").glob("*.py"),
+        *(folder / "transports").glob("*.py"),
+        folder / "model" / "replies.py",
     ]
-    nodes = [node for tree in trees for node in ast.walk(tree)]
+    nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text()))]
     named = [
         node.args[0].value
         for node in nodes
