@@ -5,7 +5,7 @@ typed bodies of this module and for the shapes that are handed to the jobs.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
 from fastapi.dependencies.models import Dependant
@@ -41,11 +41,13 @@ def is_json(media_type: str) -> bool:
     return media_type in ("application/json", "application/merge-patch+json")
 
 
-async def pieces(request: Request, limit: int) -> AsyncIterator[bytes]:
+async def pieces(
+    request: Request, limit: int, too_large: Callable[[int], Exception] = body_too_large
+) -> AsyncIterator[bytes]:
     """The body, piece by piece. Refused with 413 before the first one where its length says so, else at the limit."""
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
-        raise body_too_large(limit)
+        raise too_large(limit)
     stream = request.stream()
     size = 0
     while True:
@@ -58,7 +60,7 @@ async def pieces(request: Request, limit: int) -> AsyncIterator[bytes]:
             return
         size += len(piece)
         if size > limit:
-            raise body_too_large(limit)
+            raise too_large(limit)
         if piece:
             yield piece
 

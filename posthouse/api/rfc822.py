@@ -40,9 +40,6 @@ async def read_message(
 
     Raises InvalidInput, MessageTooLarge, StoreFull; the buffer is then empty again.
     """
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit:
-        raise _too_large(limit)
     content, digest = await _read_content(request, open_content, limit)
     try:
         return RawMessage(_envelope(content, mail_from, recipients), content, digest)
@@ -58,12 +55,9 @@ async def _read_content(
     lines = LineEnds()
     digest = hashlib.sha256()
     try:
-        # One octet more is let through, so that the refusal is the message's and not the body's.
-        async for piece in pieces(request, limit + 1):
+        async for piece in pieces(request, limit, _too_large):
             digest.update(piece)
             buffer.write(lines.take(piece))
-            if buffer.size > limit:
-                raise _too_large(limit)
         buffer.write(lines.finish())
         return buffer.finish(), digest.digest()
     except BaseException:

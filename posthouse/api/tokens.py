@@ -21,6 +21,8 @@ from posthouse.api.parameters import (
 )
 from posthouse.api.reading import Body, read_body
 from posthouse.api.rendering import identifier_of, json_answer, time_of
+from posthouse.errors import InvalidInput
+from posthouse.model.consistency import no_such_tenant
 from posthouse.model.directory import Directory
 from posthouse.model.identifier import parse_id
 from posthouse.model.server import IDENTIFIER_PATTERN, NAME_PATTERN
@@ -93,6 +95,9 @@ async def create(hub: Hub, actor: Speaking, request: Request) -> Response:
     """Make a token."""
     body = await read_body(request, _new_token)
     tenant_id = parse_id(body.tenant_id) if body.tenant_id is not None else None
+    if tenant_id == 0:
+        # The number that stands for "everywhere" in the store names no tenant.
+        raise InvalidInput([no_such_tenant()])
     info, plain = await hub.administration.create_token(actor, body.name, body.role, tenant_id, body.expires_at)
     return json_answer({**_shape(info, hub.directory), "token": plain}, 201)
 
