@@ -199,7 +199,7 @@ class SmtpConnection(asyncio.Protocol):
             if self.is_usable and self._is_greeted:
                 with contextlib.suppress(DeliveryFault):
                     await self.run(quit_(), total_s=QUIT_TIMEOUT_S)
-            if self._transport is not None:
+            if self._transport is not None and self.fault is None:
                 self._transport.close()
                 await asyncio.wait({self._closed}, timeout=TLS_SHUTDOWN_TIMEOUT_S)
         finally:

@@ -73,6 +73,8 @@ def client_context(settings: TlsSettings) -> ssl.SSLContext:
         context.verify_mode = ssl.CERT_NONE
     else:
         context.check_hostname = True
+        # RFC 9525 section 6.3: the subject's CN is no name any more; Python would still look there.
+        context.hostname_checks_common_name = False
         context.verify_mode = ssl.CERT_REQUIRED
         # A server's own certificate, added here, is trust enough: it need not be an authority's. The flag of strict
         # RFC 5280 checking stays off, so that all Python versions judge old internal authorities alike.
@@ -253,6 +255,8 @@ def explain_refusal(fault: DeliveryFault, facts: TlsFacts, settings: TlsSettings
     OpenSSL gives one number for a missing intermediate and for an unknown authority, and one for a wrong name and for a
     name in CN only. Where the certificate alone cannot tell, the sentence names both possibilities.
     """
+    if fault.cause == "tls-handshake-failed":
+        return _explain_handshake(fault, facts, settings)
     leaf = facts.leaf
     if leaf is None:
         return fault
@@ -266,6 +270,23 @@ def explain_refusal(fault: DeliveryFault, facts: TlsFacts, settings: TlsSettings
     if fault.cause == "certificate-unknown-authority":
         return _explain_authority(fault, facts, leaf, settings)
     return fault
+
+
+def _explain_handshake(fault: DeliveryFault, facts: TlsFacts, settings: TlsSettings) -> DeliveryFault:
+    """Servers that end a handshake without a word mostly miss a version that they speak."""
+    spoken = _SPOKEN.get(facts.version)
+    if spoken is None or spoken >= settings.minimum_version:
+        return fault
+    detail = f"The server speaks TLS {spoken} at most; the oldest version permitted here is {settings.minimum_version}."
+    return _instead(fault, "tls-version", detail)
+
+
+_SPOKEN = {
+    "TLSv1": TlsVersion.TLS_1_0,
+    "TLSv1.1": TlsVersion.TLS_1_1,
+    "TLSv1.2": TlsVersion.TLS_1_2,
+    "TLSv1.3": TlsVersion.TLS_1_3,
+}
 
 
 def _explain_name(fault: DeliveryFault, facts: TlsFacts, leaf: x509.Certificate) -> DeliveryFault:

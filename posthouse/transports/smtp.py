@@ -57,6 +57,7 @@ _LOOKED_AT = frozenset(
         "certificate-unknown-authority",
         "certificate-expired",
         "certificate-not-yet-valid",
+        "tls-handshake-failed",
     }
 )
 
@@ -332,7 +333,7 @@ class SmtpSession:
             capabilities = dataclasses.replace(capabilities, smtputf8=False)
         self._capabilities = capabilities
         self._assumes_utf8 = server.utf8_headers is Utf8Headers.YES
-        self._must_reencode = int(Traits.LONG_LINES | (Traits.NONE if capabilities.eight_bit else Traits.EIGHT_BIT))
+        self._must_reencode = Traits.LONG_LINES | (Traits.NONE if capabilities.eight_bit else Traits.EIGHT_BIT)
         self._most_messages = (capabilities.limit("MAILMAX") if capabilities.limits else None) or 1 << 62
         self._base_total_s = server.data_end_timeout_s + 10 * server.reply_timeout_s
 
@@ -351,7 +352,7 @@ class SmtpSession:
         connection = self.connection
         if not connection.is_usable:
             return self._all(envelope, self._stale())
-        traits = int(content.traits)
+        traits = content.traits
         sent: Content = content
         changes: tuple[str, ...] = ()
         if traits & self._must_reencode:
@@ -363,8 +364,8 @@ class SmtpSession:
             envelope,
             sent,
             self._capabilities,
-            eight_bit=traits & _EIGHT_BIT != 0,
-            utf8_header=traits & _UTF8_HEADER != 0,
+            eight_bit=traits & Traits.EIGHT_BIT != 0,
+            utf8_header=traits & Traits.UTF8_HEADER != 0,
             alive=guard.alive,
             mark=guard.mark,
             is_kept=self.messages > 0,
@@ -437,10 +438,6 @@ def _with_changes(outcomes: list[Outcome], changes: tuple[str, ...]) -> list[Out
     """Say in the outcome of whoever got the message what was changed in it."""
     detail = " ".join(changes)
     return [dataclasses.replace(o, detail=detail) if o.result is Result.DELIVERED else o for o in outcomes]
-
-
-_EIGHT_BIT = int(Traits.EIGHT_BIT)
-_UTF8_HEADER = int(Traits.UTF8_HEADER)
 
 
 def ehlo_argument(name: str) -> str:

@@ -28,7 +28,7 @@ class Letter:
 
     header: bytes = HEADER
     body: bytes | None = BODY
-    traits: Traits = Traits.NONE
+    traits: int = Traits.NONE
     stored: Callable[[], AsyncIterator[bytes]] | None = None
     size: int = 0
 
