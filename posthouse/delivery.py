@@ -62,6 +62,8 @@ LEASE_S = 30.0
 HEARTBEAT_S = 8.0
 # Promise 3: a node without contact to its database starts no transaction.
 CONTACT_S = 5.0
+# How long a server that refused one connection too many is spared further ones.
+LIMITED_FOR_S = 10.0
 # How often the store is asked for what is due, where nothing else wakes the scheduler.
 POLL_S = 1.0
 # New mail keeps this share of a lane, so that a backlog never starves it (threat F13).
@@ -128,6 +130,9 @@ class Lane:
         # More is due in the store than the lane could take.
         self.has_backlog = False
         self.broken_connections = 0
+        # The server took no more connections than `limit` at once; until then (monotonic) no more are tried.
+        self.limit = 0
+        self.limited_until = 0.0
         self.delivered = 0
         self.rate = 0.0
         self.delivered_before = 0
@@ -153,16 +158,19 @@ class Lane:
 class JobGuard:
     """Says to a transport whether a message may still go out; `transports/base.py` calls it Guard."""
 
-    __slots__ = ("_delivery", "_job", "mark")
+    __slots__ = ("_delivery", "_job", "asked", "mark")
 
     def __init__(self, delivery: "Delivery", job: Job, mark: Callable[[], Any] | None) -> None:
         self._delivery = delivery
         self._job = job
         self.mark = mark
+        # Once before the message, once before the final dot: after the second time it may be out.
+        self.asked = 0
 
     def alive(self) -> bool:
         """Our lease holds, sending is on, and the database is within reach."""
         delivery = self._delivery
+        self.asked += 1
         return delivery.may_send and not self._job.lost and delivery.monotonic() < self._job.deadline
 
 
@@ -273,7 +281,9 @@ class Delivery:
 
     def hand_over(self, server_id: int, message: QueuedMessage) -> None:
         """Take a committed message into its reserved place."""
-        job = Job(message, self.monotonic() + LEASE_S)
+        # The lease counts from the making of its rows; the commit may have taken long, the process may have been frozen.
+        passed_s = max(0.0, (self._clock.now_ms() - message.received_ms) / 1000)
+        job = Job(message, self.monotonic() + LEASE_S - passed_s)
         lane = self._lane(server_id)
         if lane is None or self._stopping:
             # The server went between reservation and commit: the scheduler finds the rows.
@@ -293,8 +303,8 @@ class Delivery:
             lane = self._lanes[server_id] = Lane(record)
         return lane
 
-    def _enqueue(self, lane: Lane, job: Job) -> None:
-        """Give the job to an idle worker, a new one, or the queue."""
+    def _enqueue(self, lane: Lane, job: Job, *, first: bool = False) -> None:
+        """Give the job to an idle worker, a new one, or the queue (to its front where it is `first`)."""
         self._jobs[id(job)] = job
         while lane.idle:
             # The connection used last is used first again, so that those not needed can end.
@@ -302,7 +312,10 @@ class Delivery:
             if not waiter.done():
                 waiter.set_result(job)
                 return
-        lane.queue.append(job)
+        if first:
+            lane.queue.appendleft(job)
+        else:
+            lane.queue.append(job)
         if len(lane.workers) < self._connections(lane):
             self._add_worker(lane)
 
@@ -310,7 +323,8 @@ class Delivery:
         """This node's share of the server's connections; one while it is being tried again."""
         if lane.probing:
             return 1
-        return max(1, int(lane.record.value.max_connections) // max(1, self.nodes))
+        share = max(1, int(lane.record.value.max_connections) // max(1, self.nodes))
+        return min(share, lane.limit) if self.monotonic() < lane.limited_until else share
 
     def _add_worker(self, lane: Lane) -> None:
         task = asyncio.get_running_loop().create_task(self._work(lane, lane.generation), name=f"delivery-{lane.name}")
@@ -346,7 +360,8 @@ class Delivery:
                 with contextlib.suppress(Exception):
                     await session.close()
             # This task still counts as a worker: room for the next is seen without it.
-            if lane.queue and generation == lane.generation and not self._stopping:
+            # Also after an edit, of which this one is left over: what came meanwhile found all connections in use.
+            if lane.queue and not self._stopping:
                 lane.workers.discard(asyncio.current_task())
                 if len(lane.workers) < self._connections(lane):
                     self._add_worker(lane)
@@ -398,8 +413,10 @@ class Delivery:
     def _attempt_failed(self, lane: Lane, job: Job, fault: DeliveryFault) -> None:
         """No session: every recipient waits for the server."""
         outcome = fault.outcome()
-        if outcome.scope is Scope.CONNECTION and outcome.cause == "connection-limit" and lane.working:
-            # The server takes no more connections at once; those that are open go on.
+        if outcome.scope is Scope.CONNECTION and outcome.cause == "connection-limit" and (lane.working or lane.idle):
+            # The server takes no more connections at once; those that are open go on, and no more are tried for a while.
+            lane.limit = max(1, len(lane.working) + len(lane.idle))
+            lane.limited_until = self.monotonic() + LIMITED_FOR_S
             self._done(lane, job)
             self._enqueue_again(lane, job)
             return
@@ -410,8 +427,7 @@ class Delivery:
     def _enqueue_again(self, lane: Lane, job: Job) -> None:
         lane.in_hand += 1
         self._octets += job.message.size
-        self._jobs[id(job)] = job
-        lane.queue.appendleft(job)
+        self._enqueue(lane, job, first=True)
 
     async def _send(self, lane: Lane, session: Session, job: Job) -> None:
         message = job.message
@@ -424,15 +440,19 @@ class Delivery:
         )
         content = StoredContent(
             message.header, message.body, message.size, Traits(message.traits), message.id, self._contents
+        guard = JobGuard(self, job, mark)
         )
         mark = self._mark_writer(job) if lane.record.value.uncertain is UncertainPolicy.HOLD else None
         lane.working.add(id(job))
         self.counters.attempts += 1
         try:
-            outcomes = await session.send(envelope, content, JobGuard(self, job, mark))
+            outcomes = await session.send(envelope, content, guard)
         except asyncio.CancelledError:
             self._done(lane, job)
-            self._release([job])
+            if guard.asked < 2:
+                self._release([job])
+            # Else it may be out. Its lease runs out as after a crash, and the next attempt, or the server's rule to hold,
+            # starts from there.
             raise
         except Exception:
             log.exception("delivery: a message could not be sent", message=message.id, server=lane.name)
@@ -520,8 +540,6 @@ class Delivery:
             if again:
                 job.message.recipients = again
                 self._enqueue_again(lane, job)
-                if len(lane.workers) < self._connections(lane):
-                    self._add_worker(lane)
 
         self._database.append(Append(rows, done, keep=True))
 
@@ -896,7 +914,11 @@ class Delivery:
         told: set[int] = set()
         for row in cut:
             marked = row.reason == int(WaitingReason.UNCERTAIN_HELD)
-            too_often = row.lease - row.attempts >= MAX_CUT_OFF
+            # The lease grows with probes and releases too, so it only says whether a count is worth its while.
+            too_often = (
+                row.lease - row.attempts >= MAX_CUT_OFF
+                and messages.count_events(connection, row.message_id, CUT_OFF) + 1 >= MAX_CUT_OFF
+            )
             kind, data = CUT_OFF, {}
             if marked or too_often:
                 aside.add(row.id)
@@ -915,20 +937,29 @@ class Delivery:
 
     async def _reroute(self, server_id: int) -> None:
         """The server is gone: its queue is routed again; what may be delivered already waits for a person (F26)."""
-        rows = await self._database.read(lambda connection: messages.waiting_of_server(connection, server_id, REROUTE))
+        now_ms = self._clock.now_ms()
+        rows = await self._database.read(
+            lambda connection: messages.waiting_of_server(connection, server_id, now_ms, REROUTE)
+        )
         if not rows:
             return
         directory = self._directory.current
-        now_ms = self._clock.now_ms()
         plans = [(row, self._new_server(directory, row)) for row in rows]
 
         def work(connection: Connection) -> None:
             for row, target in plans:
-                if row.uncertain:
+                was_in_hand = row.state == int(RecipientState.SENDING)
+                if row.uncertain or was_in_hand:
                     messages.change_waiting(
                         connection, row.message, [row.id],
                         {"state": int(RecipientState.UNCERTAIN), "reason": int(WaitingReason.UNCERTAIN_HELD)},
-                        [int(RecipientState.WAITING)],
+                    if was_in_hand:
+                        data = {"detail": "its server was deleted while it was in hand, and may have taken it."}
+                        messages.add_event(
+                            connection,
+                            event_row(self._ids(), now_ms, SET_ASIDE, row.tenant_id, row.message, server_id, data),
+                        )
+                        [row.state],
                     )  # fmt: skip
                 elif target:
                     messages.reroute(connection, [row.id], target, "re-routed", now_ms)

@@ -30,6 +30,8 @@ RESERVE_S = 10.0
 PRUNE_S = 60.0
 SWEEP_S = 3600.0
 DUTY_LEASE_MS = 60_000
+# An answer about the time that took longer than this is worth nothing.
+FOLLOW_WITHIN_S = 2.0
 BATCH = 500
 # A body without a row is younger than this while its message is being taken.
 ORPHAN_AGE_MS = 3_600_000
@@ -105,9 +107,11 @@ class Maintenance:
 
         started = time.monotonic()
         alive, database_ms = await self._database.write(work)
-        if database_ms is not None:
-            # Half the round trip has passed since the database looked at its clock.
-            self._clock.follow(database_ms + int((time.monotonic() - started) * 500))
+        took_s = time.monotonic() - started
+        if database_ms is not None and took_s < FOLLOW_WITHIN_S:
+            # Half the round trip has passed since the database looked at its clock; of a long one (this process was
+            # frozen, the database hung) nobody knows which half.
+            self._clock.follow(database_ms + int(took_s * 500))
         if alive == 0:
             log.error("maintenance: this node's number was given to another node; it stops sending")
             return

@@ -487,15 +487,21 @@ class Submission:
 
     async def _keep_then_commit(self, built: Built, done: Callable[[int | PosthouseError], None]) -> None:
         try:
+    async def _keep_body_or_withdraw(self, built: Built) -> None:
+        """Keep a large body; where that fails, what `build` reserved is given back. Raises PosthouseError."""
+        try:
             await self._keep_body(built)
-        except PosthouseError as error:
+        except PosthouseError:
             self.withdraw(built)
-            done(error)
-            return
+            raise
         except Exception:
             log.exception("submission: a large body could not be kept")
             self.withdraw(built)
-            done(LocalFault("Posthouse could not keep this message."))
+            raise LocalFault("Posthouse could not keep this message.") from None
+
+            await self._keep_body_or_withdraw(built)
+        except PosthouseError as error:
+            done(error)
             return
         self._commit([built], (), lambda error: done(error or built.id))
 
@@ -520,7 +526,7 @@ class Submission:
         for handover in handovers:
             try:
                 message = self.build(handover)
-                await self._keep_body(message)
+                await self._keep_body_or_withdraw(message)
             except PosthouseError as error:
                 handover.content.discard()
                 answers.append(error)

@@ -196,13 +196,14 @@ def reroute(connection: Connection, recipient_ids: Sequence[int], server_id: int
     )
 
 
-def waiting_of_server(connection: Connection, server_id: int, limit: int) -> list[Row[Any]]:
-    """Recipients that wait for a server, with what routing needs of their messages."""
+def waiting_of_server(connection: Connection, server_id: int, now_ms: int, limit: int) -> list[Row[Any]]:
+    """Recipients that wait for a server, or whose attempt at it was cut off, with what routing needs of their messages."""
     r, m = schema.recipient, schema.message
     return list(
         connection.execute(
             select(
                 r.c.id,
+                r.c.state,
                 r.c.uncertain,
                 m.c.id.label("message"),
                 m.c.tenant_id,
@@ -212,7 +213,10 @@ def waiting_of_server(connection: Connection, server_id: int, limit: int) -> lis
                 m.c.traits,
             )
             .select_from(r.join(m, m.c.id == r.c.message_id))
-            .where(r.c.server_id == server_id, r.c.state == WAITING)
+            .where(
+                r.c.server_id == server_id,
+                or_(r.c.state == WAITING, and_(r.c.state == SENDING, r.c.due_ms <= now_ms)),
+            )
             .limit(limit)
         )
     )
