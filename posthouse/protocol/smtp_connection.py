@@ -170,7 +170,8 @@ class SmtpConnection(asyncio.Protocol):
         if self.fault is not None or self._transport is None:
             raise translate(ConnectionResetError(), Stage.TLS)
         self._reader = ReplyReader()
-        self._reader.hide(self.mask)
+        if self.mask:
+            self._reader.hide(self.mask)
         try:
             async with asyncio.timeout(timeout_s):
                 transport = await self._loop.start_tls(

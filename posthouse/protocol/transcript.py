@@ -35,6 +35,10 @@ class Mask:
         # Longest first, so that no part of a longer form is left over.
         self._ordered = tuple(sorted(self._forms, key=len, reverse=True))
 
+    def __bool__(self) -> bool:
+        """Whether there is anything to hide."""
+        return bool(self._ordered)
+
     def __call__(self, text: str) -> str:
         """`text` with each secret replaced by "[hidden]"."""
         for form in self._ordered:
