@@ -440,9 +440,9 @@ class Delivery:
         )
         content = StoredContent(
             message.header, message.body, message.size, Traits(message.traits), message.id, self._contents
-        guard = JobGuard(self, job, mark)
         )
         mark = self._mark_writer(job) if lane.record.value.uncertain is UncertainPolicy.HOLD else None
+        guard = JobGuard(self, job, mark)
         lane.working.add(id(job))
         self.counters.attempts += 1
         try:
@@ -953,14 +953,14 @@ class Delivery:
                     messages.change_waiting(
                         connection, row.message, [row.id],
                         {"state": int(RecipientState.UNCERTAIN), "reason": int(WaitingReason.UNCERTAIN_HELD)},
+                        [row.state],
+                    )  # fmt: skip
                     if was_in_hand:
                         data = {"detail": "its server was deleted while it was in hand, and may have taken it."}
                         messages.add_event(
                             connection,
                             event_row(self._ids(), now_ms, SET_ASIDE, row.tenant_id, row.message, server_id, data),
                         )
-                        [row.state],
-                    )  # fmt: skip
                 elif target:
                     messages.reroute(connection, [row.id], target, "re-routed", now_ms)
                     messages.add_event(

@@ -487,6 +487,17 @@ class Submission:
 
     async def _keep_then_commit(self, built: Built, done: Callable[[int | PosthouseError], None]) -> None:
         try:
+            await self._keep_body_or_withdraw(built)
+        except PosthouseError as error:
+            done(error)
+            return
+        self._commit([built], (), lambda error: done(error or built.id))
+
+    async def _keep_body(self, built: Built) -> None:
+        if built.spooled is not None:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, self._contents.keep, built.id, built.spooled)
+
     async def _keep_body_or_withdraw(self, built: Built) -> None:
         """Keep a large body; where that fails, what `build` reserved is given back. Raises PosthouseError."""
         try:
@@ -498,17 +509,6 @@ class Submission:
             log.exception("submission: a large body could not be kept")
             self.withdraw(built)
             raise LocalFault("Posthouse could not keep this message.") from None
-
-            await self._keep_body_or_withdraw(built)
-        except PosthouseError as error:
-            done(error)
-            return
-        self._commit([built], (), lambda error: done(error or built.id))
-
-    async def _keep_body(self, built: Built) -> None:
-        if built.spooled is not None:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(None, self._contents.keep, built.id, built.spooled)
 
     def _refuse(
         self, handovers: Sequence[Handover], done: Callable[[int | PosthouseError], None], error: PosthouseError

@@ -245,6 +245,13 @@ def add_event(connection: Connection, row: tuple[Any, ...]) -> None:
     connection.execute(insert(schema.event).values(row))
 
 
+def count_events(connection: Connection, message_id: int, kind: str) -> int:
+    """How many events of a kind a message has."""
+    e = schema.event
+    query = select(func.count()).where(e.c.message_id == message_id, e.c.kind == kind)
+    return int(connection.execute(query).scalar_one())
+
+
 # ---------------------------------------------------------------- what the faces show
 
 
