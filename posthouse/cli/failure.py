@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from posthouse.cli.output import coloured, dump_json, visible
@@ -103,15 +104,36 @@ def error_lines(problem: Mapping[str, Any]) -> list[str]:
     if named:
         lines = [f"{mark} {_field_line(entry)}" for entry in named]
     else:
-        lines = [f"{mark} {visible(str(problem.get('detail') or problem.get('title') or 'The command failed.'))}"]
+        lines = [f"{mark} {_in_options(str(problem.get('detail') or problem.get('title') or 'The command failed.'))}"]
     if problem.get("remedy"):
-        lines.append(visible(str(problem["remedy"])))
+        lines.append(_in_options(str(problem["remedy"])))
     return lines
 
 
 def _field_line(entry: Mapping[str, Any]) -> str:
     field, message = str(entry.get("field") or ""), str(entry.get("message") or "is not right.")
-    return visible(f"{option_name(field)}: {message}" if field else message)
+    return f"{visible(option_name(field))}: {_in_options(message)}" if field else _in_options(message)
+
+
+@cache
+def _field_words() -> re.Pattern[str]:
+    """The names of declared fields that stand out in a sentence, because they have an underscore."""
+    from pydantic import BaseModel
+
+    from posthouse.model.application import Application
+    from posthouse.model.certificate import Certificate
+    from posthouse.model.fields import describe
+    from posthouse.model.installation import Installation
+    from posthouse.model.server import SERVER_KINDS
+
+    models: tuple[type[BaseModel], ...] = (*SERVER_KINDS.values(), Application, Certificate, Installation)
+    paths = {described.path for model in models for described in describe(model) if "_" in described.path}
+    return re.compile(rf"(?<![\w.-])(?:{'|'.join(sorted(map(re.escape, paths), key=len, reverse=True))})(?![\w-])")
+
+
+def _in_options(text: str) -> str:
+    """A sentence of the API with the fields in it named as options."""
+    return visible(_field_words().sub(lambda found: option_name(found[0]), text))
 
 
 def problem_of(status: int, body: bytes) -> dict[str, Any]:

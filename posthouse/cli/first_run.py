@@ -220,6 +220,7 @@ def _short(path: Path) -> str:
     """The path from here where it lies below, else the whole."""
     absolute = Path(os.path.abspath(path))
     try:
-        return f"./{absolute.relative_to(Path.cwd())}"
+        text = str(absolute.relative_to(Path.cwd()))
     except ValueError:
         return str(absolute)
+    return text if "/" in text else f"./{text}"

@@ -147,13 +147,14 @@ def history(ctx: click.Context, /, reference: str, tenant: str | None, number: i
 
 
 def _history_row(entry: Item) -> Sequence[str | Cell]:
-    changes = entry.get("changes") or {}
+    # Everything is new in the first version; `--version 1` shows it.
+    changes = {} if entry["version"] == 1 else entry.get("changes") or {}
     what = "; ".join(f"{field}: {_before_after(change)}" for field, change in changes.items())
     return (
         Cell(str(entry["version"]), right=True),
         output.exact_time(entry["at"]),
         str(entry["actor"]),
-        what or "added",
+        what or ("added" if entry["version"] == 1 else ""),
     )
 
 

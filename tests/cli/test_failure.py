@@ -39,6 +39,17 @@ def test_each_field_gets_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown.err == "posthouse: --tls: Choose one.\nposthouse: --port: Between 1 and 65535.\nCorrect both.\n"
 
 
+def test_fields_in_a_sentence_are_named_as_options() -> None:
+    problem = {
+        "detail": "Confirm with allow_wide_networks, or tls_mode none.",
+        "remedy": "See max_message_octets; starttls_required and my_tls_mode stay.",
+    }
+    assert error_lines(problem) == [
+        "posthouse: Confirm with --allow-wide-networks, or --tls none.",
+        "See --max-message-octets; starttls_required and my_tls_mode stay.",
+    ]
+
+
 def test_json_gives_the_problem_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert report(CommandError.from_error(NotFound("There is none.", remedy="Look.")), as_json=True) == 1
     shown = capsys.readouterr()
