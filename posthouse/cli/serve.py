@@ -75,6 +75,10 @@ def _serve(ctx: click.Context, /, is_first_run: bool, **values: Any) -> int:
     if place.database is not None:
         given["database"] = place.database
     settings = with_listeners(make_settings(given), given, look_for_ports=is_first_run)
+    if settings.workers > 1:
+        raise CommandError.usage(
+            "--workers: more than one is not there yet.", remedy="Start several nodes on the same PostgreSQL database."
+        )
     if is_first_run and not {"log_format", "log_level"} & ({*given} | _environment()):
         # The text of the first run is for people; what is normal is not logged between its lines.
         settings = settings.model_copy(update={"log_format": "text", "log_level": "warning"})
