@@ -438,9 +438,7 @@ class Delivery:
             message.envid,
             bool(message.traits & (Traits.UTF8_HEADER | Traits.UTF8_ADDRESS)),
         )
-        content = StoredContent(
-            message.header, message.body, message.size, Traits(message.traits), message.id, self._contents
-        )
+        content = StoredContent(message.header, message.body, message.size, message.traits, message.id, self._contents)
         mark = self._mark_writer(job) if lane.record.value.uncertain is UncertainPolicy.HOLD else None
         guard = JobGuard(self, job, mark)
         lane.working.add(id(job))
@@ -978,7 +976,7 @@ class Delivery:
         with contextlib.suppress(AddressFault):
             sender = parse_address(row.mail_from) if row.mail_from else None
         try:
-            need = Need(row.size, Traits(row.traits))
+            need = Need(row.size, row.traits)
             return choose(directory, tenant_id=row.tenant_id, sender=sender, need=need).server.id
         except (NoRoute, NotFound):
             return 0

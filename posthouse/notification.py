@@ -84,7 +84,7 @@ class Notification:
             original_body=message.body if message.ret == "FULL" else None,
         )
         content = ReceivedContent(header, body, None, len(header) + 2 + len(body), traits_of(body))
-        needs_utf8 = bool(Traits(message.traits) & Traits.UTF8_ADDRESS) and not _is_ascii(message.mail_from)
+        needs_utf8 = bool(message.traits & Traits.UTF8_ADDRESS) and not _is_ascii(message.mail_from)
         envelope = Envelope("", (EnvelopeRecipient(message.mail_from, notify="NEVER"),), smtputf8=needs_utf8)
         return Handover(envelope, content, _INTERNAL, message.application_id, message.tenant_id)
 

@@ -436,7 +436,10 @@ class Submission:
             # One that is there but empty must not stand beside ours.
             header = remove_fields(header, ("message-id",))
         date = self._date(now_ms)
-        front = self._received(handover, message_id, date)
+        front = (
+            f"{_received_from(handover.origin, handover.envelope.smtputf8, self._hostname)} id {format_id(message_id)};"
+            f"\r\n\t{date}\r\n"
+        )
         header_message_id = facts.message_id
         if header_message_id is None:
             header_message_id = f"<{format_id(message_id)}@{self._hostname}>"
@@ -446,20 +449,6 @@ class Submission:
             front += f"Date: {date}\r\n"
             changes.append("Date was added.")
         return put_in_front(header, front.encode("ascii", "replace")) + b"\r\n", header_message_id, changes
-
-    def _received(self, handover: Handover, message_id: int, date: str) -> str:
-        origin = handover.origin
-        if origin.protocol != "smtp":
-            return f"Received: by {self._hostname} (Posthouse) with HTTP id {format_id(message_id)}; {date}\r\n"
-        # RFC 3848 section 2: S for TLS, A for a credential; UTF8 by RFC 6531 section 4.3.
-        kind = "UTF8SMTP" if handover.envelope.smtputf8 else "ESMTP"
-        kind += ("S" if origin.tls else "") + ("A" if origin.admitted_by == "password" else "")
-        peer = f"[IPv6:{origin.peer}]" if ":" in origin.peer else f"[{origin.peer}]"
-        helo = origin.helo if origin.helo.isascii() and origin.helo else peer
-        return (
-            f"Received: from {helo} ({peer})\r\n\tby {self._hostname} (Posthouse) with {kind} id"
-            f" {format_id(message_id)};\r\n\t{date}\r\n"
-        )
 
     def _date(self, now_ms: int) -> str:
         second = now_ms // 1000
@@ -592,8 +581,8 @@ def _require_allowed(allowed: AddressSet, name: str, value: bytes) -> None:
         raise _sender_refused(f"address in {name}")
 
 
-def _header_traits(facts: HeaderFacts, envelope: Envelope) -> Traits:
-    traits = Traits.NONE
+def _header_traits(facts: HeaderFacts, envelope: Envelope) -> int:
+    traits: int = Traits.NONE
     if facts.is_signed:
         traits |= Traits.SIGNED
     if not facts.is_ascii:
@@ -628,6 +617,19 @@ def _shown(value: bytes) -> str:
 
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+@lru_cache(maxsize=1024)
+def _received_from(origin: Origin, smtputf8: bool, hostname: str) -> str:
+    """The part of a Received field that is the same for all messages of a session (RFC 5321 section 4.4)."""
+    if origin.protocol != "smtp":
+        return f"Received: by {hostname} (Posthouse) with HTTP"
+    # RFC 3848 section 2: S for TLS, A for a credential; UTF8 by RFC 6531 section 4.3.
+    kind = "UTF8SMTP" if smtputf8 else "ESMTP"
+    kind += ("S" if origin.tls else "") + ("A" if origin.admitted_by == "password" else "")
+    peer = f"[IPv6:{origin.peer}]" if ":" in origin.peer else f"[{origin.peer}]"
+    helo = origin.helo if origin.helo.isascii() and origin.helo else peer
+    return f"Received: from {helo} ({peer})\r\n\tby {hostname} (Posthouse) with {kind}"
 
 
 @lru_cache(maxsize=1024)

@@ -56,6 +56,7 @@ class Directory:
     owned: dict[int, list[int]] = field(default_factory=dict)
     filters: dict[int, AddressSet] = field(default_factory=dict)
     allowed_senders: dict[int, AddressSet] = field(default_factory=dict)
+    _off_reason: str | None = "The configuration has not been read."
     _networks: dict[int, dict[int, dict[int, int]]] = field(default_factory=dict)
     _admitted: dict[str, int] = field(default_factory=dict)
 
@@ -72,6 +73,7 @@ class Directory:
                 self.allowed_senders[application.id] = AddressSet(application.value.allowed_senders)
             for entry in application.value.networks:
                 self._list_network(parse_network(entry), application.id)
+        self._off_reason = self._find_off_reason()
         return self
 
     def _list_network(self, network: Network, application_id: int) -> None:
@@ -80,6 +82,9 @@ class Directory:
 
     def sending_off_reason(self) -> str | None:
         """Why no mail leaves at present, or None (design.md promise 3, the switch)."""
+        return self._off_reason
+
+    def _find_off_reason(self) -> str | None:
         if not self.installation.sending_enabled:
             return "Sending is switched off for this installation."
         server_id = self.defaults.get(0)

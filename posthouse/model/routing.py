@@ -44,7 +44,7 @@ class Need:
     """What the message asks of a server."""
 
     size: int
-    traits: Traits
+    traits: int
 
 
 def is_fax(address: str) -> bool:

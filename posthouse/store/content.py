@@ -42,7 +42,7 @@ class ReceivedContent:
     body: bytes | None
     spooled: Path | None
     size: int
-    body_traits: Traits
+    body_traits: int
 
     def discard(self) -> None:
         """Drop the spooled file: the message was refused."""
@@ -65,7 +65,7 @@ class ContentBuffer:
         self._head: bytes | None = None
         self._file: BinaryIO | None = None
         self._path: Path | None = None
-        self._traits = Traits.NONE
+        self._traits: int = Traits.NONE
         # Octets of the present line so far.
         self._run = 0
         self.size = 0
@@ -130,8 +130,8 @@ class ContentBuffer:
         except OSError as error:
             raise _spool_fault(error) from None
 
-    def _look_at(self, data: bytes) -> Traits:
-        traits = Traits.NONE if data.isascii() else Traits.EIGHT_BIT
+    def _look_at(self, data: bytes) -> int:
+        traits: int = Traits.NONE if data.isascii() else Traits.EIGHT_BIT
         lines = data.split(b"\n")
         lengths = [len(line) for line in lines]
         lengths[0] += self._run
@@ -148,9 +148,9 @@ def _spool_fault(error: OSError) -> StoreFull:
     )
 
 
-def traits_of(body: bytes) -> Traits:
+def traits_of(body: bytes) -> int:
     """What the octets of a body need from a server."""
-    traits = Traits.NONE if body.isascii() else Traits.EIGHT_BIT
+    traits: int = Traits.NONE if body.isascii() else Traits.EIGHT_BIT
     if len(body) > MAX_LINE_OCTETS and max(map(len, body.split(b"\n"))) > MAX_LINE_OCTETS + 1:
         traits |= Traits.LONG_LINES
     return traits
@@ -269,7 +269,7 @@ class StoredContent:
     header: bytes
     body: bytes | None
     size: int
-    traits: Traits
+    traits: int
     message_id: int
     store: ContentStore | None
 

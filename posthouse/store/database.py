@@ -13,7 +13,9 @@ import asyncio
 import collections
 import contextlib
 import errno
+import os
 import queue
+import socket
 import sqlite3
 import threading
 import time
@@ -40,7 +42,11 @@ BATCH = 256
 # Rows of one execution on SQLite; a power of two. 16 columns of 64 rows stay far below its 32,766 parameters.
 MANY = 64
 # A submission that cannot be committed within this time is answered with a temporary refusal (threat F7).
-PATIENCE_S = 4.0
+PATIENCE_S = 3.5
+# A write that takes longer is looked into: is the server slow, or has it stopped answering? With the time for asking
+# it stays within the patience above.
+STUCK_S = 2.0
+PROBE_S = 2
 READERS = 4
 
 
@@ -148,12 +154,18 @@ class Database:
         self._writer_engine = self._engine(writer=True)
         self._reader_engine = self._engine(writer=False)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
-        self._queue: queue.SimpleQueue[Append | Work | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[Append | Work] | None] = queue.SimpleQueue()
+        self._collected: list[Append | Work] = []
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: Connection | None = None
         # Since when no write succeeded (monotonic); None while all is well.
         self.down_since: float | None = None
+        self._is_full = False
+        self._closed = False
+        # Since when the writer waits for the server (monotonic); None while it does not.
+        self._busy_since: float | None = None
+        self._probing = False
         self.commits = 0
         self.operations = 0
 
@@ -165,10 +177,14 @@ class Database:
         self._connection = self._connect()
         self._thread = threading.Thread(target=self._write_forever, name="store-write", daemon=True)
         self._thread.start()
+        if not self.is_sqlite:
+            self._loop.call_later(STUCK_S / 4, self._look_after_writer)
 
     async def close(self) -> None:
         """Write what waits, then close. Operations that cannot be written are answered with StoreUnavailable."""
         if self._thread is not None:
+            self._pass_on()
+            self._closed = True
             self._queue.put(None)
             await asyncio.get_running_loop().run_in_executor(None, self._thread.join, 10.0)
             # Answers that the writer has handed to the loop come before whatever the caller does next.
@@ -184,8 +200,19 @@ class Database:
     # ------------------------------------------------------------ use
 
     def append(self, operation: Append) -> None:
-        """Queue rows for the next commit."""
-        self._queue.put(operation)
+        """Queue rows for the next commit. Called in the event loop. What comes in one turn of the loop travels together,
+        so that the writer is woken once for it."""
+        if not self._collected:
+            assert self._loop is not None
+            self._loop.call_soon(self._pass_on)
+        self._collected.append(operation)
+
+    def _pass_on(self) -> None:
+        collected, self._collected = self._collected, []
+        if self._closed:
+            _deliver_answers([(operation, StoreUnavailable("The database is closed.")) for operation in collected])
+        elif collected:
+            self._queue.put(collected)
 
     async def write(self, function: Callable[[Connection], T]) -> T:
         """Run `function` in a transaction of its own; it is durable on return. Raises what the function raises, and
@@ -201,7 +228,9 @@ class Database:
             else:
                 future.set_result(work.result)
 
-        self._queue.put(Work(function, finish))
+        # In the order in which they were asked for.
+        self._collected.append(Work(function, finish))
+        self._pass_on()
         return await future
 
     async def read(self, function: Callable[[Connection], T]) -> T:
@@ -240,7 +269,7 @@ class Database:
             return engine
         return sqlalchemy.create_engine(
             self.url, pool_size=READERS, max_overflow=4, pool_pre_ping=True,
-            connect_args={"connect_timeout": 5, "application_name": "posthouse", "keepalives_idle": 10,
+            connect_args={"connect_timeout": 3, "application_name": "posthouse", "keepalives_idle": 10,
                           "tcp_user_timeout": 5000},
         )  # fmt: skip
 
@@ -249,6 +278,41 @@ class Database:
             return self._writer_engine.connect()
         except sqlalchemy.exc.DBAPIError as error:
             raise _translated(error.orig or error) from None
+
+    # ------------------------------------------------------------ a server that has stopped answering
+
+    def _look_after_writer(self) -> None:
+        """Runs in the event loop, several times a second. A frozen PostgreSQL keeps its connections open and says
+        nothing: nobody would ever be answered. So it is asked on a connection of its own, and where that is not answered
+        either, the writer's is cut, which the writer takes as any lost connection."""
+        if self._closed or self._loop is None:
+            return
+        since = self._busy_since
+        if since is not None and not self._probing and time.monotonic() - since > STUCK_S:
+            self._probing = True
+            threading.Thread(target=self._cut_where_silent, args=(since,), name="store-probe", daemon=True).start()
+        self._loop.call_later(STUCK_S / 4, self._look_after_writer)
+
+    def _cut_where_silent(self, since: float) -> None:
+        engine = sqlalchemy.create_engine(
+            self.url, poolclass=sqlalchemy.pool.NullPool, connect_args={"connect_timeout": PROBE_S}
+        )
+        try:
+            with engine.connect() as connection:
+                connection.exec_driver_sql("SELECT 1")
+        except sqlalchemy.exc.DBAPIError:
+            if self._busy_since == since:
+                self._cut()
+        finally:
+            self._probing = False
+
+    def _cut(self) -> None:
+        log.error("store: the database has stopped answering; its connection is given up")
+        with contextlib.suppress(Exception):  # the connection may be gone by now
+            assert self._connection is not None
+            number = self._connection.connection.driver_connection.pgconn.socket  # type: ignore[union-attr]
+            with socket.socket(fileno=os.dup(number)) as shared:
+                shared.shutdown(socket.SHUT_RDWR)
 
     # ------------------------------------------------------------ the writer thread
 
@@ -264,39 +328,73 @@ class Database:
             again = self._run(batch, answers)
             if again:
                 waiting.extendleft(reversed(again))
-                if stopping:
-                    answers.extend((op, StoreUnavailable("The database does not answer.")) for op in waiting)
-                    waiting.clear()
+                stopping = self._take(waiting, stopping, limit=None) or stopping
+                self._give_up(waiting, answers, everything=stopping)
             self._answer(answers)
         if self._connection is not None:
             with contextlib.suppress(Exception):
                 self._connection.close()
 
-    def _take(self, waiting: collections.deque[Append | Work], stopping: bool) -> bool:
+    def _take(
+        self, waiting: collections.deque[Append | Work], stopping: bool, limit: int | None = BATCH
+    ) -> bool:
         """Move what is queued to `waiting`; block only when there is nothing to do. True: the end was asked for."""
         if not waiting and not stopping:
             first = self._queue.get()
             if first is None:
                 return True
-            waiting.append(first)
-        while len(waiting) < BATCH:
+            waiting.extend(first)
+        while limit is None or len(waiting) < limit:
             try:
-                operation = self._queue.get_nowait()
+                more = self._queue.get_nowait()
             except queue.Empty:
                 return False
-            if operation is None:
+            if more is None:
                 return True
-            waiting.append(operation)
+            waiting.extend(more)
         return False
+
+    def _give_up(
+        self,
+        waiting: collections.deque[Append | Work],
+        answers: list[tuple[Append | Work, PosthouseError | None]],
+        *,
+        everything: bool,
+    ) -> None:
+        """While the database is gone or full: answer what cannot wait behind what is tried again and again."""
+        kept: list[Append | Work] = []
+        for operation in waiting:
+            if everything or not (self._is_full or self._may_wait(operation)):
+                answers.append((operation, StoreUnavailable("The database does not answer.")))
+            else:
+                kept.append(operation)
+        if self._is_full:
+            # A work may need no room, or make some (pruning): it is not kept waiting by an outcome that does not fit.
+            works = [operation for operation in kept if isinstance(operation, Work)]
+            kept = works + [operation for operation in kept if isinstance(operation, Append)]
+        waiting.clear()
+        waiting.extend(kept)
+
+    def _may_wait(self, operation: Append | Work) -> bool:
+        """Whether an operation stays queued while the database is gone. Outcomes always do; of the rest what came when
+        it has been gone for long is not made to wait for the same again."""
+        if isinstance(operation, Append) and operation.keep:
+            return True
+        now = time.monotonic()
+        gone_since = self.down_since if self.down_since is not None else now
+        return now - min(operation.queued_at, gone_since) < PATIENCE_S
 
     def _run(
         self, batch: list[Append | Work], answers: list[tuple[Append | Work, PosthouseError | None]]
     ) -> list[Append | Work]:
         """Write one batch and fill `answers`. Returns what has to be tried again later."""
+        self._busy_since = time.monotonic()
         try:
             self._execute(batch)
         except Exception as error:  # every kind is answered
+            self._busy_since = None
             return self._trouble(batch, error, answers)
+        self._busy_since = None
         self.down_since = None
         self.commits += 1
         self.operations += len(batch)
@@ -345,11 +443,13 @@ class Database:
                 changed += cursor.rowcount
                 start += size
             return changed
-        if len(rows) == 1:
-            cursor.execute(statement.text.replace("?", "%s"), rows[0])
-        else:
-            # One statement with an array per column is several times faster than a statement per row.
-            cursor.execute(_unnested(statement), [list(column) for column in zip(*rows, strict=True)])
+        # One statement with an array per column is several times faster than a statement per row.
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        # Octets travel as they are, not as twice as many hexadecimal digits; a column without any has no type to say.
+        binary = tuple(
+            t == "bytea" and any(v is not None for v in c) for t, c in zip(statement.types, columns, strict=True)
+        )
+        cursor.execute(_unnested(statement, binary), columns)
         return int(cursor.rowcount)
 
     def _find_lost(
@@ -393,8 +493,11 @@ class Database:
             return self._postpone(batch, fault, answers)
         if len(batch) > 1:
             # One of them is at fault: alone, each gets its own answer.
-            for operation in batch:
-                self._run([operation], answers)
+            for index, operation in enumerate(batch):
+                again = self._run([operation], answers)
+                if again:
+                    # The database went away meanwhile.
+                    return again + batch[index + 1 :]
             return []
         log.error("store: a write was refused", error=type(cause).__name__, detail=str(cause)[:300])
         answers.append((batch[0], fault))
@@ -411,15 +514,15 @@ class Database:
         if self.down_since is None:
             self.down_since = now
             log.error("store: cannot write", fault=fault.code, detail=fault.detail)
-        full = isinstance(fault, StoreFull)
+        self._is_full = isinstance(fault, StoreFull)
         again: list[Append | Work] = []
         for operation in batch:
-            patient = isinstance(operation, Append) and operation.keep
-            if patient or (not full and now - operation.queued_at < PATIENCE_S):
+            keep = isinstance(operation, Append) and operation.keep
+            if keep or (not self._is_full and self._may_wait(operation)):
                 again.append(operation)
             else:
                 answers.append((operation, fault))
-        if not full:
+        if not self._is_full:
             self._drop_connection()
         if again:
             time.sleep(0.25)
@@ -477,9 +580,9 @@ def _many(statement: Statement, size: int) -> str:
 
 
 @cache
-def _unnested(statement: Statement) -> str:
-    """The statement with one array per column in place of one value (PostgreSQL)."""
-    arrays = ", ".join(f"%s::{t}[]" for t in statement.types)
+def _unnested(statement: Statement, binary: tuple[bool, ...]) -> str:
+    """The statement with one array per column in place of one value (PostgreSQL); `binary` columns in binary form."""
+    arrays = ", ".join(f"{'%b' if b else '%s'}::{t}[]" for t, b in zip(statement.types, binary, strict=True))
     if statement.text.startswith("INSERT"):
         return f"{statement.text.partition(' VALUES ')[0]} SELECT * FROM unnest({arrays})"  # noqa: S608
     update, where, columns = _with_names(statement, "v")
@@ -535,6 +638,8 @@ def _translated(error: BaseException) -> PosthouseError:
         return StoreFull("No space is left for the database.", remedy="Free space where the data lies.")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull("No space is left for the data.", remedy="Free space where the data lies.")
+    if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_ERROR:
+        return PosthouseError("The database refused a statement.")  # a wrong statement, not an absent database
     if isinstance(error, sqlite3.OperationalError | OSError):
         return StoreUnavailable(f"The database cannot be used: {text[:200]}.")
     if name in _POSTGRES_AWAY or (type(error).__module__.startswith("psycopg") and "connection" in text):
