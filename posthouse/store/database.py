@@ -43,8 +43,8 @@ BATCH = 256
 MANY = 64
 # A submission that cannot be committed within this time is answered with a temporary refusal (threat F7).
 PATIENCE_S = 3.5
-# A write that takes longer is looked into: is the server slow, or has it stopped answering? With the time for asking
-# it stays within the patience above.
+# A write that takes longer is looked into: is the server slow, or has it stopped answering? Looking four times in this
+# time and asking for PROBE_S ends within the five seconds of threat F7.
 STUCK_S = 2.0
 PROBE_S = 2
 READERS = 4
@@ -67,7 +67,7 @@ class Append:
     `lost`: filled with the indexes of fenced rows that changed nothing: another node got there first.
     """
 
-    __slots__ = ("done", "keep", "lost", "queued_at", "rows", "unique")
+    __slots__ = ("done", "in_doubt", "keep", "lost", "queued_at", "rows", "unique")
 
     def __init__(
         self,
@@ -84,6 +84,8 @@ class Append:
         self.unique = unique
         self.queued_at = time.monotonic()
         self.lost: list[int] = []
+        # Set where a commit with these rows may have succeeded although the connection broke.
+        self.in_doubt = False
 
 
 class Work:
@@ -499,6 +501,9 @@ class Database:
                     # The database went away meanwhile.
                     return again + batch[index + 1 :]
             return []
+        if _was_written(batch[0], cause):
+            answers.append((batch[0], None))
+            return []
         log.error("store: a write was refused", error=type(cause).__name__, detail=str(cause)[:300])
         answers.append((batch[0], fault))
         return []
@@ -520,6 +525,8 @@ class Database:
             keep = isinstance(operation, Append) and operation.keep
             if keep or (not self._is_full and self._may_wait(operation)):
                 again.append(operation)
+                if isinstance(operation, Append) and not self._is_full:
+                    operation.in_doubt = True
             else:
                 answers.append((operation, fault))
         if not self._is_full:
@@ -620,6 +627,13 @@ def _begin_immediate(connection: Connection) -> None:
 
 def _begin_deferred(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN")
+
+
+def _was_written(operation: Append | Work, cause: BaseException) -> bool:
+    """Whether a refused outcome meets its own rows: their identifiers are nobody else's, so an earlier commit of unknown
+    outcome has written them. Submissions are looked up instead, because they may meet another's Idempotency-Key."""
+    duplicate = isinstance(cause, sqlite3.IntegrityError) or type(cause).__name__ == "UniqueViolation"
+    return isinstance(operation, Append) and operation.keep and operation.in_doubt and duplicate
 
 
 def _is_database_error(error: BaseException) -> bool:
