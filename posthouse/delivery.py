@@ -36,9 +36,10 @@ from posthouse.model.policy import (
     hold_for,
 )
 from posthouse.model.routing import Need, choose
-from posthouse.model.server import UncertainPolicy
+from posthouse.model.server import SenderOverride, UncertainPolicy
 from posthouse.model.timeline import ATTEMPT, CUT_OFF, EXPIRED, REROUTED, SERVER_HELD, SERVER_RELEASED, SET_ASIDE
 from posthouse.protocol.faults import DeliveryFault
+from posthouse.protocol.sender import with_sender
 from posthouse.store import messages, server_state
 from posthouse.store.content import ContentStore, StoredContent
 from posthouse.store.database import Append, Connection, Database, Statement
@@ -97,8 +98,8 @@ class Job:
     deadline: float
     lost: bool = False
     fallback_for: int = 0
-    # Taken into the lane at this size; given back when done.
-    recipients: int = 0
+    # What the server's rules changed in the message, as sentences.
+    changes: tuple[str, ...] = ()
 
 
 class Counters:
@@ -431,14 +432,18 @@ class Delivery:
 
     async def _send(self, lane: Lane, session: Session, job: Job) -> None:
         message = job.message
+        mail_from, header = message.mail_from, message.header
+        if lane.record.value.sender_address is not None:
+            mail_from, header, job.changes = _with_sender(lane.record, message)
         envelope = Envelope(
-            message.mail_from,
+            mail_from,
             tuple(EnvelopeRecipient(r.address, r.notify, r.orcpt) for r in message.recipients),
             message.ret,
             message.envid,
             bool(message.traits & (Traits.UTF8_HEADER | Traits.UTF8_ADDRESS)),
         )
-        content = StoredContent(message.header, message.body, message.size, message.traits, message.id, self._contents)
+        size = message.size - len(message.header) + len(header)
+        content = StoredContent(header, message.body, size, message.traits, message.id, self._contents)
         mark = self._mark_writer(job) if lane.record.value.uncertain is UncertainPolicy.HOLD else None
         guard = JobGuard(self, job, mark)
         lane.working.add(id(job))
@@ -610,6 +615,8 @@ class Delivery:
             data["tls"] = facts.tls_version
             if facts.tls_fell_back:
                 data["tls_fell_back"] = True
+        if job.changes:
+            data["changes"] = job.changes
         if job.fallback_for:
             held = self._directory.current.servers.get(job.fallback_for)
             data["fallback_for"] = held.name if held else ""
@@ -1059,6 +1066,19 @@ def _dismiss(waiter: asyncio.Future[Job | None]) -> None:
 def _log_failure(task: "asyncio.Future[Any]") -> None:
     if not task.cancelled() and task.exception() is not None:
         log.error("delivery: a state could not be written", error=str(task.exception()))
+
+
+def _with_sender(record: ServerRecord, message: QueuedMessage) -> tuple[str, bytes, tuple[str, ...]]:
+    """Envelope sender, header and what was changed, after the server's rule on senders. The null sender stays."""
+    value = record.value
+    assert value.sender_address is not None
+    replaces = value.sender_override is SenderOverride.ALWAYS
+    header, changes = with_sender(message.header[:-2], value.sender_address, value.sender_name, replace=replaces)
+    mail_from = message.mail_from
+    if replaces and mail_from and mail_from != value.sender_address:
+        mail_from = value.sender_address
+        changes += ("The envelope sender was replaced by the server's.",)
+    return mail_from, header + b"\r\n", changes
 
 
 def _remote(session: Session | None) -> str:

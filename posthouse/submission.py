@@ -40,10 +40,18 @@ from posthouse.model.limits import FailureThrottle
 from posthouse.model.message import Envelope, EnvelopeRecipient, Origin, RecipientState, Traits, WaitingReason
 from posthouse.model.record import Record
 from posthouse.model.routing import Need, Route, choose, is_fax
-from posthouse.protocol.headers import HeaderFacts, decode_for_people, put_in_front, remove_fields, scan
+from posthouse.protocol.headers import (
+    HeaderFacts,
+    HeaderTooLong,
+    decode_for_people,
+    fold_long_header_lines,
+    put_in_front,
+    remove_fields,
+    scan,
+)
 from posthouse.protocol.smtp_server import Sender
 from posthouse.store import messages
-from posthouse.store.content import INLINE, STORED, ContentBuffer, ContentStore, ReceivedContent
+from posthouse.store.content import INLINE, MAX_LINE_OCTETS, STORED, ContentBuffer, ContentStore, ReceivedContent
 from posthouse.store.credentials import SMTP, recognise
 from posthouse.store.database import Append, Database, Statement
 from posthouse.store.directory_source import DirectorySource
@@ -203,7 +211,7 @@ class Submission:
         self._throttle.succeeded(f"account {username.lower()}")
         self._directory.credential_used(credential.id)
         record = directory.applications[credential.application_id]
-        return Admitted(record.name, record, "password")
+        return Admitted(record.name, record, "credential")
 
     def check_mail_from(self, sender: Sender, mail_from: str, size: int | None, smtputf8: bool) -> None:
         """Raises the PosthouseError with which MAIL is refused."""
@@ -436,6 +444,9 @@ class Submission:
             # One that is there but empty must not stand beside ours.
             header = remove_fields(header, ("message-id",))
         date = self._date(now_ms)
+        if facts.longest_line > MAX_LINE_OCTETS:
+            header = _folded(header)
+            changes.append("Over-long header lines were folded.")
         front = (
             f"{_received_from(handover.origin, handover.envelope.smtputf8, self._hostname)} id {format_id(message_id)};"
             f"\r\n\t{date}\r\n"
@@ -581,6 +592,13 @@ def _require_allowed(allowed: AddressSet, name: str, value: bytes) -> None:
         raise _sender_refused(f"address in {name}")
 
 
+def _folded(header: bytes) -> bytes:
+    try:
+        return fold_long_header_lines(header)
+    except HeaderTooLong as fault:
+        raise InvalidInput.of("header", "header-line-too-long", str(fault)) from None
+
+
 def _header_traits(facts: HeaderFacts, envelope: Envelope) -> int:
     traits: int = Traits.NONE
     if facts.is_signed:
@@ -626,7 +644,7 @@ def _received_from(origin: Origin, smtputf8: bool, hostname: str) -> str:
         return f"Received: by {hostname} (Posthouse) with HTTP"
     # RFC 3848 section 2: S for TLS, A for a credential; UTF8 by RFC 6531 section 4.3.
     kind = "UTF8SMTP" if smtputf8 else "ESMTP"
-    kind += ("S" if origin.tls else "") + ("A" if origin.admitted_by == "password" else "")
+    kind += ("S" if origin.tls else "") + ("A" if origin.admitted_by == "credential" else "")
     peer = f"[IPv6:{origin.peer}]" if ":" in origin.peer else f"[{origin.peer}]"
     helo = origin.helo if origin.helo.isascii() and origin.helo else peer
     return f"Received: from {helo} ({peer})\r\n\tby {hostname} (Posthouse) with {kind}"

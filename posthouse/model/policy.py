@@ -2,7 +2,8 @@
 
 In prose. A positive reply ends the matter for its recipient. A refusal of this recipient or this message (5yz) ends it
 too: the recipient has failed. A deferral of the recipient or message (4yz) is tried again along the ladder of delays,
-until the message is older than the limit; then the recipient has failed with the last reply as reason.
+until the message is older than the limit; then the recipient has failed with the last reply as reason. Time in which its
+server was held counts in that age, but no message ends before it had a fair number of tries.
 Any fault of the connection, server or account, and any wish to slow down, never costs a message: the server is held, its
 queue waits, and the attempt does not count. A connection that the server closes between messages is just opened again;
 one that breaks in the middle of a message defers that message, so that a message which breaks connections stops no other.
@@ -24,6 +25,8 @@ MAX_INTERNAL_FAULTS = 3
 # Claims without any outcome: the process died each time, perhaps because of this message.
 MAX_CUT_OFF = 20
 JITTER = 0.2
+# A message that has waited for days behind a held server is not given up at the first 4yz it meets afterwards.
+MIN_TRIES = 4
 
 # How long a server is held after the first, second ... fault in a row, by whose fault it is. A dead host is worth a look
 # soon; a wrong password is not worth locking the account for.
@@ -106,7 +109,7 @@ def _uncertain(history: History) -> Decision:
 
 def _deferred(outcome: Outcome, history: History) -> Decision:
     delay = max(_ladder(history.retry_delays_s, history.attempts), outcome.retry_after_s or 0.0)
-    if history.age_s + delay > history.give_up_after_s:
+    if history.age_s + delay > history.give_up_after_s and history.attempts + 1 >= MIN_TRIES:
         return Decision(RecipientState.FAILED, uncertain=history.uncertain, is_failure=True)
     if history.expires_in_s is not None and delay >= history.expires_in_s:
         return Decision(RecipientState.EXPIRED, uncertain=history.uncertain, is_failure=True)

@@ -22,7 +22,7 @@ SERVER_HELD = "server.held"
 SERVER_RELEASED = "server.released"
 
 _PROTOCOLS = {"smtp": "by SMTP", "rest": "by REST", "cli": "from the command line", "internal": "by Posthouse itself"}
-_ADMISSION = {"network": "from a listed network", "password": "signed in with its password", "key": "with an API key",
+_ADMISSION = {"network": "from a listed network", "credential": "signed in with its password", "key": "with an API key",
               "token": "with an administrator's token"}  # fmt: skip
 
 
@@ -143,7 +143,7 @@ def _event(row: Any, data: Mapping[str, Any], by_id: Mapping[int, str], names: N
 
 
 def _attempt(row: Any, data: Mapping[str, Any], by_id: Mapping[int, str], names: Names) -> list[Entry]:
-    entries = []
+    entries = [Entry(at(row.at_ms), "changed", text) for text in data.get("changes", ())]
     groups: dict[tuple[str, str, str], list[str]] = {}
     for item in data.get("outcomes", ()):
         key = (str(item.get("result")), str(item.get("reply", "")), str(item.get("detail", "")))

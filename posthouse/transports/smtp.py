@@ -408,15 +408,16 @@ class SmtpSession:
                 body = b"".join([chunk async for chunk in content.chunks()])
             except OSError as error:
                 raise DeliveryFault("content-unreadable") from error
-        keep = self._capabilities.eight_bit
+        # The empty line that ends our header belongs neither to the fields nor to the body that are rewritten.
+        fields, keep = content.header[:-2], self._capabilities.eight_bit
         try:
             if len(body) <= _INLINE_REENCODE_OCTETS:
-                result = reencode(content.header, body, keep_eight_bit=keep)
+                result = reencode(fields, body, keep_eight_bit=keep)
             else:
-                result = await asyncio.to_thread(reencode, content.header, body, keep_eight_bit=keep)
+                result = await asyncio.to_thread(reencode, fields, body, keep_eight_bit=keep)
         except CannotReencode as problem:
             raise DeliveryFault("cannot-reencode", detail=str(problem)) from None
-        return Reencoded(result.header, result.body), result.changes
+        return Reencoded(result.header + b"\r\n", result.body), result.changes
 
 
 @dataclass(frozen=True, slots=True)

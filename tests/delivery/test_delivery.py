@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from email import message_from_bytes
+from email.policy import default
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,8 @@ async def node(tmp_path: Path) -> AsyncIterator[Installation]:
 
 
 async def test_a_message_arrives_as_it_was_handed_over(node: Installation) -> None:
-    raw = b"From: anna@example.org\r\nMessage-ID: <1@example.org>\r\nDate: Fri, 20 Nov 2026 10:00:00 +0000\r\n\r\n.dot\r\n..\r\nend"
+    fields = b"From: anna@example.org\r\nMessage-ID: <1@example.org>\r\nDate: Fri, 20 Nov 2026 10:00:00 +0000\r\n"
+    raw = fields + b"\r\n.dot\r\n..\r\nend"
     async with MisbehavingServer() as server:
         await node.add_server(server)
         message_id = await node.send("bob@example.net", "carol@example.net", raw=raw + b"\r\n")
@@ -87,6 +89,58 @@ async def test_the_timeline_tells_who_which_server_why_and_in_whose_words(node: 
         f"office at 127.0.0.1:{server.port}, not encrypted took responsibility for bob@example.net."
         " [250 2.0.0 Taken as 4711]"
     )
+
+
+async def test_a_server_that_replaces_the_sender_does_and_answers_find_their_way(node: Installation) -> None:
+    raw = b"From: Anna <anna@example.org>\r\nSender: x@example.org\r\nMessage-ID: <1@x>\r\n\r\nHello.\r\n"
+    async with MisbehavingServer() as server:
+        await node.add_server(
+            server, sender_override="always", sender_address="desk@example.com", sender_name="Søren, desk"
+        )
+        message_id = await node.send(raw=raw)
+        await node.until_state(message_id, State.DELIVERED)
+        lines = await node.timeline(message_id)
+    (message,) = server.messages
+    parsed = message_from_bytes(message.content, policy=default)
+    assert message.mail_from == "desk@example.com"
+    assert parsed["From"].addresses[0].addr_spec == "desk@example.com"
+    assert parsed["From"].addresses[0].display_name == "Søren, desk"
+    assert len(parsed.get_all("From", [])) == 1 and parsed["Sender"] is None
+    assert parsed["Reply-To"] == "Anna <anna@example.org>"
+    assert message.content.endswith(b"\r\n\r\nHello.\r\n")
+    assert "From was replaced by the server's sender." in lines
+
+
+async def test_a_message_without_a_sender_gets_the_servers(node: Installation) -> None:
+    async with MisbehavingServer() as server:
+        await node.add_server(server, sender_address="desk@example.com")
+        await node.until_state(await node.send(raw=b"Subject: x\r\n\r\nHello.\r\n"), State.DELIVERED)
+        await node.until_state(await node.send(), State.DELIVERED)
+    assert [message_from_bytes(m.content)["From"] for m in server.messages] == ["desk@example.com", "anna@example.org"]
+
+
+async def test_over_long_header_lines_are_folded_and_said(node: Installation) -> None:
+    raw = b"From: anna@example.org\r\nSubject: " + b"word " * 400 + b"\r\n\r\nx\r\n"
+    async with MisbehavingServer() as server:
+        await node.add_server(server)
+        message_id = await node.send(raw=raw)
+        await node.until_state(message_id, State.DELIVERED)
+        assert "Over-long header lines were folded." in await node.timeline(message_id)
+    assert max(len(line) for line in server.messages[0].content.split(b"\r\n")) <= 998
+
+
+async def test_over_long_lines_arrive_re_encoded_and_said(node: Installation) -> None:
+    raw = b"From: anna@example.org\r\nMIME-Version: 1.0\r\nContent-Type: text/plain\r\n\r\n" + b"x" * 5000 + b"\r\n"
+    async with MisbehavingServer(without("8BITMIME")) as server:
+        await node.add_server(server)
+        message_id = await node.send(raw=raw)
+        await node.until_state(message_id, State.DELIVERED)
+        lines = await node.timeline(message_id)
+    content = server.messages[0].content
+    assert max(len(line) for line in content.split(b"\r\n")) <= 998
+    assert message_from_bytes(content).get_payload(decode=True) == b"x" * 5000 + b"\r\n"
+    assert content.count(b"\r\n\r\n") == 1
+    assert "e-encoded" in lines[-1] or "quoted-printable" in lines[-1]
 
 
 async def test_connections_are_kept_for_the_next_message(node: Installation) -> None:
@@ -172,7 +226,7 @@ def reply_limit(count: int):  # type: ignore[no-untyped-def]
 async def test_a_message_that_is_deferred_too_long_fails(node: Installation) -> None:
     async with MisbehavingServer(temporary_at(Stage.RCPT, "4.2.1 Not today")) as server:
         await node.add_server(server)
-        await node.settings(retry_delays_s=[80], give_up_after_s=60)
+        await node.settings(retry_delays_s=[1, 1, 1, 80], give_up_after_s=60)
         message_id = await node.send()
         shown = await node.until_state(message_id, State.FAILED)
     assert shown.recipients[0].last == "451 4.2.1 Not today"
@@ -293,7 +347,9 @@ async def test_throttling_is_obeyed_and_bounces_nothing(node: Installation) -> N
 # ---------------------------------------------------------------- TLS is never lowered in silence
 
 
-@pytest.mark.parametrize("what", [Tls.NOT_OFFERED, Tls.STRIPPED, Tls.REFUSED, Tls.THEN_GARBAGE, Tls.THEN_CLOSE, Tls.INJECTS_REPLY])
+@pytest.mark.parametrize(
+    "what", [Tls.NOT_OFFERED, Tls.STRIPPED, Tls.REFUSED, Tls.THEN_GARBAGE, Tls.THEN_CLOSE, Tls.INJECTS_REPLY]
+)
 async def test_required_starttls_sends_nothing_in_clear(node: Installation, what: Tls) -> None:
     auth = {"type": "password", "username": "office", "password": "s3cret-canary"}
     async with MisbehavingServer(starttls(what)) as server:
@@ -326,7 +382,9 @@ async def test_optional_starttls_falls_back_as_named_shows_it_and_withholds_the_
         server_id = await node.add_server(server, tls_mode="starttls_optional", verification="none")
         message_id = await node.send()
         await node.until_state(message_id, State.DELIVERED)
-        assert any("not encrypted because the server offered no TLS" in line for line in await node.timeline(message_id))
+        assert any(
+            "not encrypted because the server offered no TLS" in line for line in await node.timeline(message_id)
+        )
         assert node.posthouse.delivery.counters.tls_fallbacks == 1
         await node.edit_server(server_id, auth={"type": "password", "username": "u", "password": "s3cret-canary"})
         await node.send()
