@@ -1,4 +1,4 @@
-"""What is in hand when something happens to it: an edit, a deletion, the end of the process, a lease that runs out (F8, F26)."""
+"""F8, F26: what is in hand when something happens: an edit, a deletion, the end of the process, the end of a lease."""
 
 import asyncio
 import contextlib

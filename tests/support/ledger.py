@@ -147,6 +147,8 @@ class _Looped:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            for _ in range(3):
+                await asyncio.sleep(0)  # transports are closed in the turns after
 
         self.call(cancel_all())
         self._loop.call_soon_threadsafe(self._loop.stop)
