@@ -23,7 +23,7 @@ from posthouse.errors import Conflict, InvalidInput, NotAuthenticated, NotFound,
 from posthouse.model.actor import COMMAND, Actor, Role
 from posthouse.model.identifier import format_id, parse_id
 from posthouse.model.record import Record, shown_shape
-from posthouse.store import credentials, schema
+from posthouse.store import credentials, schema, server_state
 from posthouse.store.database import Database
 from posthouse.store.vault import KeyRing
 from tests.support.certificates import CertificateAuthority
@@ -601,8 +601,15 @@ async def test_several_are_deleted_in_one_transaction_or_none(node: Node, admin:
     with pytest.raises(Conflict):
         await admin.delete(OWNER, "server", [a.id, b.id], successor=b.id)
     assert len(node.source.current.servers) == 4
+
+    def hold(connection: sqlalchemy.Connection) -> None:
+        for each in (a, d):
+            server_state.store(connection, server_state.ServerState(each.id, held="operator"))
+
+    await node.database.write(hold)
     deletion = await admin.delete(OWNER, "server", [a.id, b.id, a.id], successor=d.id)
     assert deletion.deleted == (a.id, b.id)
+    assert await node.database.read(lambda c: [s.server_id for s in server_state.load_since(c, 0)]) == [d.id]
     assert defaults(node) == ["d"]
     assert set(node.source.current.servers) == {c.id, d.id}
 

@@ -37,7 +37,7 @@ from posthouse.model.record import (
     without_path,
 )
 from posthouse.model.server import ServerCommon
-from posthouse.store import configuration, credentials, messages
+from posthouse.store import configuration, credentials, messages, server_state
 from posthouse.store.configuration import NOUNS, Change, Noun
 from posthouse.store.credentials import SMTP, Issued
 
@@ -237,6 +237,8 @@ class Editing:
         warnings = self.warnings_without(numbers) if word == "server" else []
         for record in records:
             self._revoke_credentials_of(word, record)
+            if word == "server":
+                server_state.forget(self.change.connection, record.id)
             self.change.delete(word, record)
         for heir in heirs:
             self._set_default(heir, True)

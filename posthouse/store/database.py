@@ -337,9 +337,7 @@ class Database:
             with contextlib.suppress(Exception):
                 self._connection.close()
 
-    def _take(
-        self, waiting: collections.deque[Append | Work], stopping: bool, limit: int | None = BATCH
-    ) -> bool:
+    def _take(self, waiting: collections.deque[Append | Work], stopping: bool, limit: int | None = BATCH) -> bool:
         """Move what is queued to `waiting`; block only when there is nothing to do. True: the end was asked for."""
         if not waiting and not stopping:
             first = self._queue.get()
