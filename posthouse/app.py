@@ -7,9 +7,11 @@ side in one process without knowing of each other, unless they share a database.
 import asyncio
 import contextlib
 import fcntl
+import gc
 import os
 import shutil
 import socket
+import sys
 from pathlib import Path
 
 import structlog
@@ -52,6 +54,9 @@ from posthouse.transports.smtp import SmtpTransport
 log = structlog.get_logger()
 
 CONTROL_SOCKET = "control.sock"
+SWITCH_INTERVAL_S = 0.0005
+# New objects between two looks of the garbage collector. Mail makes few cycles and many objects.
+GC_THRESHOLD = 20_000
 # How long stopping waits for SMTP sessions with a message on the way.
 DRAIN_S = 10.0
 
@@ -266,6 +271,7 @@ class Posthouse:
                 max_connections=settings.max_connections,
                 max_connections_per_peer=settings.max_connections_per_address,
                 proxy_networks=settings.networks("proxy_protocol"),
+                shares_ports=settings.shares_ports,
             ),
             SessionSettings(
                 hostname=settings.hostname,
@@ -285,16 +291,20 @@ class Posthouse:
     async def _listen_for_http(self) -> None:
         settings = self.settings
         if settings.http:
-            await self._serve(HttpListener(self._web(), address=split_listener(settings.http)))
+            address = split_listener(settings.http)
+            await self._serve(HttpListener(self._web(), address=address, shares_port=settings.shares_ports))
         if settings.https and settings.tls_cert and settings.tls_key:
             await self._serve(
                 HttpListener(
                     self._web(),
                     address=split_listener(settings.https),
                     certificate=(settings.tls_cert, settings.tls_key),
+                    shares_port=settings.shares_ports,
                 )
             )
-        await self._serve(HttpListener(make_api(self, trusted_actor=COMMAND), path=self.control_socket))
+        # Of several workers in one data directory the first one answers the command line.
+        if settings.worker <= 1:
+            await self._serve(HttpListener(make_api(self, trusted_actor=COMMAND), path=self.control_socket))
 
     def _web(self) -> ASGIApp:
         """REST and pages as people and programs reach them, with a credential or a session."""
@@ -336,11 +346,17 @@ class Posthouse:
 async def run(settings: Settings, *, started: asyncio.Event | None = None, stop: asyncio.Event) -> None:
     """Serve until `stop` is set."""
     logs.configure(settings.log_format, settings.log_level)
+    # The writer's thread must not wait five milliseconds for each turn while the event loop is busy.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     posthouse = Posthouse(settings)
     try:
         await posthouse.start()
     except LocalFault as fault:
         raise ConfigurationError(fault.detail, remedy=fault.remedy) from fault
+    # What the start has made stays for good: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
     if started is not None:
         started.set()
     try:

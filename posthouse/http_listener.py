@@ -36,9 +36,11 @@ class HttpListener:
         address: tuple[str, int] | None = None,
         path: Path | None = None,
         certificate: tuple[Path, Path] | None = None,
+        shares_port: bool = False,
     ) -> None:
         self._address = address
         self._path = path
+        self._shares_port = shares_port
         self._socket: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
         self.bound: tuple[str, int] | None = None
@@ -91,6 +93,8 @@ class HttpListener:
             )[0]
             bound = socket.socket(family, kind, protocol)
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if self._shares_port:
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             bound.bind(target)
         except OSError as error:
             raise ConfigurationError(

@@ -105,9 +105,17 @@ class Settings(BaseSettings):
     workers: int = field(
         1,
         label="Workers",
-        help="Processes on this machine. Above 1 needs PostgreSQL.",
+        help="Processes on this machine that listen on the same ports. Above 1 needs PostgreSQL.",
         section="Work",
         ge=1,
+        le=64,
+    )
+    worker: int = field(
+        0,
+        label="Worker",
+        help="Which of the workers this process is; set by the process that starts them.",
+        section="Work",
+        ge=0,
         le=64,
     )
     jobs: str = field(
@@ -175,6 +183,11 @@ class Settings(BaseSettings):
     def wanted_jobs(self) -> frozenset[str]:
         """The jobs of this process."""
         return frozenset(part.strip() for part in self.jobs.split(","))
+
+    @property
+    def shares_ports(self) -> bool:
+        """Whether other processes of this machine listen on the same ports."""
+        return self.worker > 0
 
     def networks(self, name: str) -> tuple[Network, ...]:
         """One of the network lists, parsed."""

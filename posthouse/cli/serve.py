@@ -14,11 +14,12 @@ from posthouse.cli import first_run, output
 from posthouse.cli.connection import SOCKET, make_settings, short_path
 from posthouse.cli.failure import CommandError, report
 from posthouse.cli.place import Place, place_options
+from posthouse.cli.workers import supervise
 from posthouse.model.fields import FieldDescription, describe
 from posthouse.settings import Settings
 
 # No option: the list of processes would show it. POSTHOUSE_KEYS, or the file in the data directory.
-WITHOUT_OPTION = frozenset({"keys"})
+WITHOUT_OPTION = frozenset({"keys", "worker"})
 # On every command already.
 _COMMON = frozenset({"data", "database"})
 _LISTENERS = ("http", "https", "smtp", "smtps")
@@ -75,10 +76,8 @@ def _serve(ctx: click.Context, /, is_first_run: bool, **values: Any) -> int:
     if place.database is not None:
         given["database"] = place.database
     settings = with_listeners(make_settings(given), given, look_for_ports=is_first_run)
-    if settings.workers > 1:
-        raise CommandError.usage(
-            "--workers: more than one is not there yet.", remedy="Start several nodes on the same PostgreSQL database."
-        )
+    if settings.workers > 1 and not settings.worker:
+        return asyncio.run(supervise(settings.workers))
     if is_first_run and not {"log_format", "log_level"} & ({*given} | _environment()):
         # The text of the first run is for people; what is normal is not logged between its lines.
         settings = settings.model_copy(update={"log_format": "text", "log_level": "warning"})

@@ -47,6 +47,8 @@ class ListenerSettings:
     sweep_interval_s: float = 2.0
     # Connections that the kernel keeps for us until they are accepted.
     backlog: int = 1_024
+    # Other processes listen on the same ports (SO_REUSEPORT).
+    shares_ports: bool = False
     # Peers that begin with a PROXY header and speak for others.
     proxy_networks: tuple[Network, ...] = ()
 

@@ -98,6 +98,7 @@ class Listener:
                 host,
                 port,
                 backlog=service.settings.backlog,
+                reuse_port=service.settings.shares_ports or None,
             )
         except OSError as error:
             raise ConfigurationError(
