@@ -31,6 +31,7 @@ from posthouse.api import (
 from posthouse.api.bearer import Bearer
 from posthouse.api.front import Faults, Front
 from posthouse.api.hub import Posthouse
+from posthouse.api.parameters import IdentifierConvertor
 from posthouse.api.probes import Probes
 from posthouse.api.reading import refuse_unknown_parameters
 from posthouse.model.actor import Actor
@@ -114,11 +115,15 @@ def methods_of(application: FastAPI, path: str) -> list[str]:
     """The methods that a path offers (RFC 9110 section 10.2.1)."""
     found: set[str] = set()
     for template, operations in document(application)["paths"].items():
-        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), path):
+        if re.fullmatch(_pattern_of(template), path):
             found.update(method.upper() for method in operations)
     if "GET" in found or not found:
         found |= {"GET", "HEAD"}
     return sorted(found)
+
+
+def _pattern_of(template: str) -> str:
+    return re.sub(r"\{\w+\}", IdentifierConvertor.regex, template.replace("{version}", "[^/]+"))
 
 
 def document(application: FastAPI) -> dict[str, Any]:

@@ -3,9 +3,8 @@
 A key or password is shown in the answer that makes it, and never again.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import Path
 from pydantic import Field, TypeAdapter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,7 +16,6 @@ from posthouse.api.nouns import Noun, created, noun_router, shown
 from posthouse.api.parameters import DEFAULT_LIMIT, Cursor, Identifier, Limit, cursor_number, number_of
 from posthouse.api.reading import Body, read_body, read_shape
 from posthouse.api.rendering import identifier_of, json_answer, time_of
-from posthouse.model.server import IDENTIFIER_PATTERN
 from posthouse.store.credentials import API_KEY, CredentialInfo
 
 NOUN = Noun(
@@ -26,8 +24,6 @@ NOUN = Noun(
     component="Application",
     example={"name": "shop", "allowed_senders": ["example.org"]},
 )
-
-KeyIdentifier = Annotated[str, Path(pattern=IDENTIFIER_PATTERN, description="The key's identifier.")]
 
 
 class NewKey(Body):
@@ -95,7 +91,7 @@ async def add(hub: Hub, actor: Speaking, request: Request) -> Response:
 
 
 @router.get(
-    "/{id}/keys",
+    "/{id:identifier}/keys",
     responses=openapi.answers({200: openapi.json_of("KeyPage", "The keys, oldest first, without their secrets.")}),
     operation_id="list_keys",
     summary="List the keys of an application",
@@ -108,7 +104,7 @@ async def keys(
 
 
 @router.post(
-    "/{id}/keys",
+    "/{id:identifier}/keys",
     status_code=201,
     responses=openapi.answers(
         {201: openapi.json_of("IssuedKey", "Made. Its secret is shown this once.")}, 408, 413, 415, 507
@@ -125,12 +121,12 @@ async def issue(hub: Hub, actor: Speaking, request: Request, id: Identifier) -> 
 
 
 @router.delete(
-    "/{id}/keys/{key}",
+    "/{id:identifier}/keys/{key:identifier}",
     responses=openapi.answers({200: openapi.json_of("Revoked", "It does not work any more.")}, 507),
     operation_id="revoke_key",
     summary="Revoke a key of an application",
 )
-async def revoke(hub: Hub, actor: Speaking, id: Identifier, key: KeyIdentifier) -> Response:
+async def revoke(hub: Hub, actor: Speaking, id: Identifier, key: Identifier) -> Response:
     number = number_of(key, "key")
     await hub.administration.revoke_key(actor, number_of(id, "application"), number)
     return json_answer({"revoked": identifier_of(number)})

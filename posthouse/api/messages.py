@@ -315,7 +315,7 @@ def _filter_number(identifier: str | None, field: str) -> int | None:
 
 
 @router.get(
-    "/{id}",
+    "/{id:identifier}",
     responses=openapi.answers({200: openapi.json_of("Message", "The message and its recipients.")}),
     operation_id="show_message",
     summary="Show a message",
@@ -330,7 +330,7 @@ async def _shown(hub: Posthouse, actor: Actor, number: int) -> dict[str, Any]:
 
 
 @router.get(
-    "/{id}/timeline",
+    "/{id:identifier}/timeline",
     responses=openapi.answers({200: openapi.json_of("Timeline", "What happened, oldest first, and what comes next.")}),
     operation_id="show_timeline",
     summary="Show the timeline of a message",
@@ -342,7 +342,7 @@ async def timeline(hub: Hub, actor: Speaking, id: Identifier) -> Response:
 
 
 @router.get(
-    "/{id}/raw",
+    "/{id:identifier}/raw",
     responses=openapi.answers(
         {200: {"description": "The bytes as they were kept.", "content": {RFC822: {"schema": {"type": "string"}}}}}, 409
     ),
@@ -365,7 +365,7 @@ _DECIDED = openapi.answers({200: openapi.json_of("Decision", "How many recipient
 
 
 @router.post(
-    "/{id}/cancel",
+    "/{id:identifier}/cancel",
     responses=_DECIDED,
     openapi_extra=openapi.body_of("WhichRecipients", required=False),
     operation_id="cancel_message",
@@ -380,7 +380,7 @@ async def cancel(hub: Hub, actor: Speaking, request: Request, id: Identifier) ->
 
 
 @router.post(
-    "/{id}/retry",
+    "/{id:identifier}/retry",
     responses=_DECIDED,
     openapi_extra=openapi.body_of("WhichRecipients", required=False),
     operation_id="retry_message",

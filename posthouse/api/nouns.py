@@ -253,7 +253,7 @@ def add_reading(router: APIRouter, noun: Noun) -> None:
             return answer_list(hub, actor, Wanted(None, name, search, enabled, None), cursor, limit)
 
     @router.get(
-        "/{id}",
+        "/{id:identifier}",
         responses=openapi.answers({200: openapi.json_of(f"{component}Object", "The object.", headers=_ETAG)}),
         operation_id=f"show_{noun.word}",
         summary=f"Show one {noun.word}",
@@ -291,7 +291,7 @@ def add_writing(router: APIRouter, noun: Noun) -> None:
             return created(noun, record, shown(hub, noun, record))
 
     @router.put(
-        "/{id}",
+        "/{id:identifier}",
         responses=changed,
         openapi_extra=openapi.body_of(component, example=noun.example),
         operation_id=f"replace_{word}",
@@ -308,7 +308,7 @@ def add_writing(router: APIRouter, noun: Noun) -> None:
         return json_answer(shown(hub, noun, record), headers=etag_of(record))
 
     @router.patch(
-        "/{id}",
+        "/{id:identifier}",
         responses=changed,
         openapi_extra=openapi.body_of(f"{component}Patch", media_types=[MERGE_PATCH]),
         operation_id=f"change_{word}",
@@ -326,7 +326,7 @@ def add_writing(router: APIRouter, noun: Noun) -> None:
 
     deletion = openapi.answers({200: openapi.json_of("Deletion", "Deleted.")}, 408, 409, 413, 415, 507)
 
-    @router.delete("/{id}", responses=deletion, operation_id=f"delete_{word}", summary=f"Delete a {word}")
+    @router.delete("/{id:identifier}", responses=deletion, operation_id=f"delete_{word}", summary=f"Delete a {word}")
     async def delete(hub: Hub, actor: Speaking, id: Identifier, successor: Successor = None) -> Response:
         return await _delete(hub, actor, noun, [id], successor)
 
@@ -371,7 +371,7 @@ def add_history(router: APIRouter, noun: Noun) -> None:
     word = noun.word
 
     @router.get(
-        "/{id}/history",
+        "/{id:identifier}/history",
         responses=openapi.answers({200: openapi.json_of("HistoryPage", "All versions, newest first.")}),
         operation_id=f"list_{word}_versions",
         summary=f"List the versions of a {word}",
@@ -385,7 +385,7 @@ def add_history(router: APIRouter, noun: Noun) -> None:
         return json_answer({"items": items, "next": None})
 
     @router.get(
-        "/{id}/history/{version}",
+        "/{id:identifier}/history/{version}",
         responses=openapi.answers({200: openapi.json_of("EarlierVersion", "The version.")}),
         operation_id=f"show_{word}_version",
         summary=f"Show a version of a {word}",
@@ -394,7 +394,7 @@ def add_history(router: APIRouter, noun: Noun) -> None:
         return json_answer(await hub.administration.version(actor, word, number_of(id, word), version))
 
     @router.post(
-        "/{id}/restore",
+        "/{id:identifier}/restore",
         responses=openapi.answers(
             {200: openapi.json_of(f"{noun.component}Object", "Restored.", headers=_ETAG)}, 408, 409, 413, 415, 507
         ),

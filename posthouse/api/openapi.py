@@ -169,6 +169,8 @@ def components(bodies: Iterable[type[BaseModel]]) -> dict[str, Schema]:
             more = _SERVER_FIELDS if model in SERVER_KINDS.values() else {}
             found[f"{name}Object"] = _shown_object(shown, name, more)
     found["InstallationObject"] = _inlined(shown, "Installation")
+    # Settings are only ever patched.
+    del found["Installation"]
     found["Server"] = _union([model.__name__ for model in SERVER_KINDS.values()])
     found["ServerPatch"] = {"anyOf": [ref(f"{model.__name__}Patch") for model in SERVER_KINDS.values()]}
     found["ServerObject"] = _union([f"{model.__name__}Object" for model in SERVER_KINDS.values()])

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import Header, Path, Query
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
+from starlette.convertors import Convertor, register_url_convertor
 
 from posthouse.errors import InvalidInput, NotFound
 from posthouse.model.actor import Actor
@@ -13,6 +14,23 @@ from posthouse.model.server import IDENTIFIER_PATTERN
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
+
+
+class IdentifierConvertor(Convertor[str]):
+    """`{id:identifier}` in a path. What cannot be an identifier is no such path, as an unknown one is no such object."""
+
+    regex = "[0-9A-Za-z]{13}"
+
+    def convert(self, value: str) -> str:
+        """From the path."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """Into a path."""
+        return value
+
+
+register_url_convertor("identifier", IdentifierConvertor())
 
 
 def _digits(value: Any) -> Any:
@@ -56,7 +74,11 @@ Cursor = Annotated[
 Flag = Annotated[bool, BeforeValidator(_true_or_false)]
 Text = Annotated[str, AfterValidator(_no_controls)]
 Moment = Annotated[datetime, BeforeValidator(_time), WithJsonSchema({"type": "string", "format": "date-time"})]
-Identifier = Annotated[str, Path(pattern=IDENTIFIER_PATTERN, description="The object's identifier: 13 characters.")]
+Identifier = Annotated[
+    str,
+    Path(description="The object's identifier: 13 characters."),
+    WithJsonSchema({"type": "string", "pattern": IDENTIFIER_PATTERN}),
+]
 Version = Annotated[int, Path(ge=1, le=2**31 - 1, description="A version of the object."), BeforeValidator(_digits)]
 IfMatch = Annotated[
     str | None,

@@ -82,7 +82,7 @@ _HELD = openapi.answers({200: openapi.json_of("Held", "The state of the server n
 
 
 @router.post(
-    "/queue/{id}/hold",
+    "/queue/{id:identifier}/hold",
     responses=_HELD,
     openapi_extra=openapi.body_of("Hold", required=False, example={"detail": "The server moves tonight."}),
     operation_id="hold_queue",
@@ -97,7 +97,7 @@ async def hold(hub: Hub, actor: Speaking, request: Request, id: Identifier) -> R
 
 
 @router.post(
-    "/queue/{id}/release",
+    "/queue/{id:identifier}/release",
     responses=_HELD,
     operation_id="release_queue",
     summary="Let the queue of a server move again",

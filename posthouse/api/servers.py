@@ -43,7 +43,7 @@ router = noun_router(NOUN)
 
 
 @router.post(
-    "/{id}/default",
+    "/{id:identifier}/default",
     responses=openapi.answers({200: openapi.json_of("ServerObject", "The server.")}, 409, 507),
     operation_id="make_default",
     summary="Make a server the default of its owner",
@@ -53,13 +53,13 @@ async def make_default(hub: Hub, actor: Speaking, id: Identifier) -> Response:
     return json_answer(shown(hub, NOUN, record), headers=etag_of(record))
 
 
-@router.post("/{id}/enable", responses=_SWITCHED, operation_id="enable_server", summary="Enable a server")
+@router.post("/{id:identifier}/enable", responses=_SWITCHED, operation_id="enable_server", summary="Enable a server")
 async def enable(hub: Hub, actor: Speaking, id: Identifier) -> Response:
     return await _switch(hub, actor, id, True, None)
 
 
 @router.post(
-    "/{id}/disable",
+    "/{id:identifier}/disable",
     responses=_SWITCHED,
     operation_id="disable_server",
     summary="Disable a server",

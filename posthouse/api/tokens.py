@@ -103,7 +103,7 @@ async def create(hub: Hub, actor: Speaking, request: Request) -> Response:
 
 
 @router.delete(
-    "/{id}",
+    "/{id:identifier}",
     responses=openapi.answers({200: openapi.json_of("Revoked", "It does not work any more.")}, 507),
     operation_id="revoke_token",
     summary="Revoke a token",

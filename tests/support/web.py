@@ -21,7 +21,7 @@ class Web:
     """One node with delivery running, and callers of its REST API: the command line's, those with a token, nobody."""
 
     def __init__(self, data: Path, **settings: Any) -> None:
-        self.hub = Posthouse(Settings(data=data, hostname=HOSTNAME, http=None, smtp=None, **settings))
+        self.hub = Posthouse(Settings(**{"data": data, "hostname": HOSTNAME, "http": None, "smtp": None, **settings}))
         self._clients: list[httpx2.AsyncClient] = []
 
     async def start(self) -> None:
