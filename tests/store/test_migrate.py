@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from sqlalchemy.engine import URL
 
 from posthouse.errors import ConfigurationError
 from posthouse.store.database import Database, database_url
-from posthouse.store.migrate import current, newest, upgrade
+from posthouse.store.migrate import current, newest, upgrade, upgrade_by_steps
 from posthouse.store.schema import metadata
 from tests.support.postgres import PostgresServer
 
@@ -70,10 +70,9 @@ def write(url: URL, statement: str) -> None:
         database.dispose()
 
 
-def test_the_steps_make_exactly_the_declared_tables(
-    bare_url: URL, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    upgrade(bare_url)
+@pytest.mark.parametrize("make", [upgrade, upgrade_by_steps])
+def test_it_makes_exactly_the_declared_tables(bare_url: URL, make: Callable[[URL], None]) -> None:
+    make(bare_url)
     migrated = inspected(bare_url)
     declared = Database(bare_url)
     try:
