@@ -40,6 +40,7 @@ from posthouse.smtpd.listener import Listener
 from posthouse.smtpd.tls import ServerCertificate
 from posthouse.store import messages, nodes
 from posthouse.store.content import ContentStore, DirectoryContentStore, RowContentStore
+from posthouse.store.credentials import require_keys
 from posthouse.store.database import Database, database_url
 from posthouse.store.directory_source import DirectorySource
 from posthouse.store.migrate import upgrade
@@ -174,6 +175,7 @@ class Posthouse:
         self.ids = IdentifierSource(self.member.number, self.clock.now_ms)
         self.directory_source = DirectorySource(self.database, self.ring)
         await self.directory_source.refresh()
+        require_keys(self.directory, self.ring)
 
     def _compose(self) -> None:
         settings, database, directory = self.settings, self.database, self.directory_source

@@ -18,6 +18,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, Select, bindparam, delete, insert, or_, select, update
 
+from posthouse.errors import SecretUnreadable
 from posthouse.model.directory import Credential, Directory
 from posthouse.model.identifier import format_id
 from posthouse.model.record import at
@@ -139,6 +140,20 @@ def recognise(directory: Directory, ring: KeyRing, kind: str, handle: str, secre
     credential = known if known is not None and known.kind == kind else _NOBODY
     matches = ring.matches(_bound(credential, secret[:_MAX_TEXT]), credential.key_id or ring.current, credential.digest)
     return credential if matches and credential is not _NOBODY else None
+
+
+def require_keys(directory: Directory, ring: KeyRing) -> None:
+    """Raises SecretUnreadable where credentials were made under a key that the ring lacks.
+
+    A node that went on would answer every right password as a wrong one (threat A13). Sealed secrets are opened, and so
+    checked, when the directory is read.
+    """
+    unknown = {c.key_id for c in directory.credentials.values() if not ring.knows(c.key_id)}
+    if unknown:
+        raise SecretUnreadable(
+            f"Credentials were made under a key that the key ring lacks ({', '.join(sorted(unknown))}).",
+            remedy="Restore the key file that belongs to this database; all nodes of an installation share one.",
+        )
 
 
 _NOBODY = Credential(0, "", 0, 0, "", "", "", "", bytes(32), None)
