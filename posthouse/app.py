@@ -205,7 +205,7 @@ class Posthouse:
             has_room=self.reserve.has_room,
         )
         self.notification = Notification(self.submission, directory, hostname=settings.hostname)
-        self.delivery.failures = self.notification
+        self.delivery.reports = self.notification
         self.tracking = Tracking(
             database=database,
             directory=directory,

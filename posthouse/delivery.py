@@ -80,13 +80,14 @@ Row = tuple[Statement, tuple[Any, ...]]
 TransportFactory = Callable[[ServerRecord, Directory], Transport]
 
 
-class Failures(Protocol):
+class Reports(Protocol):
     """What delivery needs of notification: the rows of reports that belong into the commit of a failure."""
 
     def rows_for(
-        self, message: QueuedMessage, failed: list[tuple[QueuedRecipient, Outcome]], remote: str
+        self, message: QueuedMessage, reported: list[tuple[QueuedRecipient, Outcome]], remote: str
     ) -> tuple[list[Row], Callable[[PosthouseError | None], None]] | None:
-        """Rows of a report of failure and what to call after their commit; None where none is due."""
+        """Rows of a report on recipients that failed or were delivered, and what to call after their commit; None where
+        none is due."""
 
 
 @dataclass(slots=True)
@@ -210,7 +211,7 @@ class Delivery:
         self._last_contact = 0.0
         self._claiming: set[int] = set()
         self.nodes = 1
-        self.failures: Failures | None = None
+        self.reports: Reports | None = None
         self.counters = Counters()
         self.monotonic = clock.monotonic
 
@@ -352,7 +353,12 @@ class Delivery:
                     sent = 0
                     if session is None:
                         return
-                await self._send(lane, session, job)
+                try:
+                    await self._send(lane, session, job)
+                except Exception:
+                    # Nothing is known of it here: its lease runs out, and it is taken up as cut off.
+                    self._done(lane, job)
+                    raise
                 sent += 1
         except Exception:
             log.exception("delivery: a worker failed", server=lane.name)
@@ -504,22 +510,23 @@ class Delivery:
         again = self._split_too_many(message, outcomes)
         rows: list[Row] = []
         items: list[dict[str, Any]] = []
-        failed: list[tuple[QueuedRecipient, Outcome]] = []
-        delivered = 0
+        reported: list[tuple[QueuedRecipient, Outcome]] = []
+        delivered = failures = 0
         for recipient, outcome in zip(message.recipients, outcomes, strict=True):
             if again and outcome.cause == "too-many-recipients":
                 continue
             decision = self._decide(lane, message, recipient, outcome, now_ms)
             delivered += outcome.result is Result.DELIVERED
-            if decision.is_failure:
-                failed.append((recipient, outcome))
+            if decision.is_failure or _wants_success(recipient, outcome, session):
+                reported.append((recipient, outcome))
+            failures += decision.is_failure
             rows.append((SETTLE, _settle_values(recipient, outcome, decision, now_ms)))
             items.append(_outcome_item(recipient, outcome))
         rows.append((INSERT_EVENT, self._attempt_event(lane, job, items, session, now_ms)))
         if delivered and getattr(session, "keeps", False):
             rows.append((INSERT_CAPTURED, (message.id, lane.record.id, now_ms)))
-        self._count(lane, outcomes, failed)
-        report = self.failures.rows_for(message, failed, _remote(session)) if failed and self.failures else None
+        self._count(lane, outcomes, failures)
+        report = self.reports.rows_for(message, reported, _remote(session)) if reported and self.reports else None
         if report is not None:
             rows += report[0]
         self._record(lane, job, rows, report[1] if report else None, again)
@@ -593,7 +600,7 @@ class Delivery:
                 self._works_again(lane)
                 return
 
-    def _count(self, lane: Lane, outcomes: Iterable[Outcome], failed: list[Any]) -> None:
+    def _count(self, lane: Lane, outcomes: Iterable[Outcome], failures: int) -> None:
         counters = self.counters
         for outcome in outcomes:
             if outcome.result is Result.DELIVERED:
@@ -603,7 +610,7 @@ class Delivery:
                 counters.uncertain += 1
             elif outcome.result is Result.DEFERRED:
                 counters.deferred += 1
-        counters.failed += len(failed)
+        counters.failed += failures
 
     def _attempt_event(
         self, lane: Lane, job: Job, items: list[dict[str, Any]], session: Session | None, now_ms: int
@@ -637,7 +644,7 @@ class Delivery:
         )
         self.counters.failed += len(message.recipients)
         failed = [(r, outcome) for r in message.recipients]
-        report = self.failures.rows_for(message, failed, "") if self.failures else None
+        report = self.reports.rows_for(message, failed, "") if self.reports else None
         self._record(lane, job, rows + (report[0] if report else []), report[1] if report else None, [])
 
     def _release(self, jobs: Iterable[Job]) -> None:
@@ -1066,6 +1073,17 @@ def _dismiss(waiter: asyncio.Future[Job | None]) -> None:
 def _log_failure(task: "asyncio.Future[Any]") -> None:
     if not task.cancelled() and task.exception() is not None:
         log.error("delivery: a state could not be written", error=str(task.exception()))
+
+
+def _wants_success(recipient: QueuedRecipient, outcome: Outcome, session: Session | None) -> bool:
+    """Whether the sender asked to hear of success and the server will not say it (RFC 3461 section 4.1)."""
+    return (
+        bool(recipient.notify)
+        and outcome.result is Result.DELIVERED
+        and "SUCCESS" in recipient.notify.upper()
+        and session is not None
+        and not session.facts.passes_on_dsn
+    )
 
 
 def _with_sender(record: ServerRecord, message: QueuedMessage) -> tuple[str, bytes, tuple[str, ...]]:

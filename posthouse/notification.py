@@ -1,4 +1,5 @@
-"""Notification: tells the sender of a message that it failed, where the application asked for that (RFC 3464).
+"""Notification: tells the sender of a message that it failed, where the application asked for that (RFC 3464), and that
+it was relayed, where the sender asked for that (RFC 3461) and the next server does not report by itself.
 
 The report is made when the failure is recorded, and its rows go into the same commit, so that neither a crash between
 the two nor a second try of the write can lose or double it. A report has the null sender and takes the route of the
@@ -15,10 +16,10 @@ from posthouse.errors import PosthouseError
 from posthouse.model.address import AddressFault, parse_address
 from posthouse.model.identifier import format_id
 from posthouse.model.message import Envelope, EnvelopeRecipient, Origin, Traits
-from posthouse.model.outcome import Outcome, Reply
+from posthouse.model.outcome import Outcome, Reply, Result
 from posthouse.model.record import at
 from posthouse.protocol.headers import scan
-from posthouse.protocol.report import FailedRecipient, failure_report, is_automatic
+from posthouse.protocol.report import Action, FailedRecipient, failure_report, is_automatic
 from posthouse.store.content import ReceivedContent, traits_of
 from posthouse.store.database import Statement
 from posthouse.store.directory_source import DirectorySource
@@ -32,7 +33,7 @@ _INTERNAL = Origin("internal")
 
 
 class Notification:
-    """The job: what delivery calls Failures."""
+    """The job: what delivery calls Reports."""
 
     def __init__(self, submission: Submission, directory: DirectorySource, *, hostname: str) -> None:
         self._submission = submission
@@ -40,10 +41,10 @@ class Notification:
         self._hostname = hostname
 
     def rows_for(
-        self, message: QueuedMessage, failed: list[tuple[QueuedRecipient, Outcome]], remote: str
+        self, message: QueuedMessage, reported: list[tuple[QueuedRecipient, Outcome]], remote: str
     ) -> tuple[list[Row], Callable[[PosthouseError | None], None]] | None:
-        """Rows of a report about `failed`, and what to call after their commit; None where none is due."""
-        wanted = [(recipient, outcome) for recipient, outcome in failed if _wants_report(recipient)]
+        """Rows of a report about `reported`, and what to call after their commit; None where none is due."""
+        wanted = [(recipient, outcome) for recipient, outcome in reported if _wants_report(recipient, outcome)]
         if not wanted or not self._is_due(message):
             return None
         try:
@@ -89,9 +90,10 @@ class Notification:
         return Handover(envelope, content, _INTERNAL, message.application_id, message.tenant_id)
 
 
-def _wants_report(recipient: QueuedRecipient) -> bool:
+def _wants_report(recipient: QueuedRecipient, outcome: Outcome) -> bool:
     """NOTIFY of the recipient: absent means failures are reported (RFC 3461 section 4.1)."""
-    return not recipient.notify or "FAILURE" in recipient.notify.upper()
+    wanted = "SUCCESS" if outcome.result is Result.DELIVERED else "FAILURE"
+    return (not recipient.notify and wanted == "FAILURE") or wanted in recipient.notify.upper()
 
 
 def _failed(recipient: QueuedRecipient, outcome: Outcome, remote: str) -> FailedRecipient:
@@ -103,6 +105,8 @@ def _failed(recipient: QueuedRecipient, outcome: Outcome, remote: str) -> Failed
         reply=reply,
         detail=outcome.detail,
         remote_mta=remote,
+        # The next server takes it further, without reports of its own (RFC 3464 section 2.3.3).
+        action=Action.RELAYED if outcome.result is Result.DELIVERED else Action.FAILED,
     )
 
 
@@ -111,6 +115,8 @@ def status_of(outcome: Outcome) -> str:
     reply: Reply | None = outcome.reply
     if reply is not None and reply.enhanced:
         return reply.enhanced
+    if outcome.result is Result.DELIVERED:
+        return "2.0.0"
     if outcome.cause == "expired" or reply is None or reply.is_transient:
         # Persistent transient: delivery time expired.
         return "4.4.7"

@@ -37,7 +37,7 @@ def join(connection: Connection, name: str, now_ms: int) -> Membership:
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _NODE_LOCK})
     incarnation = secrets.randbits(62)
-    seen = {number: seen_ms for number, seen_ms in connection.execute(select(n.c.id, n.c.seen_ms))}
+    seen = {row.id: row.seen_ms for row in connection.execute(select(n.c.id, n.c.seen_ms))}
     for number in range(MAX_NODE + 1):
         if number not in seen:
             connection.execute(insert(n).values(id=number, name=name, incarnation=incarnation, seen_ms=now_ms))

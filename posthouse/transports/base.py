@@ -78,6 +78,10 @@ class Facts(Protocol):
     def tls_fell_back(self) -> bool:
         """Whether clear text is spoken although TLS was wanted, as starttls_optional allows."""
 
+    @property
+    def passes_on_dsn(self) -> bool:
+        """Whether the other end reports success by itself where the sender asked for it (RFC 3461)."""
+
 
 class Session(Protocol):
     """A way to the server that is open and signed in. Carries one message at a time."""

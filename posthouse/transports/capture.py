@@ -19,6 +19,7 @@ class CaptureFacts:
     remote: str = ""
     tls_version: str = ""
     tls_fell_back: bool = False
+    passes_on_dsn: bool = False
 
 
 class CaptureSession:

@@ -83,6 +83,11 @@ class SmtpFacts:
         return f"[{self.peer}]:{self.port}" if ":" in self.peer else f"{self.peer}:{self.port}"
 
     @property
+    def passes_on_dsn(self) -> bool:
+        """Whether the server offers DSN, and so was told who wants to hear of what."""
+        return self.capabilities.dsn
+
+    @property
     def tls_version(self) -> str:
         """The TLS version, "" in clear text."""
         return self.tls.version if self.tls is not None else ""

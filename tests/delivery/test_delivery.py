@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from email import message_from_bytes
 from email.policy import default
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from posthouse.errors import NoRoute, SendingOff
 from posthouse.model.actor import COMMAND
-from posthouse.model.message import RecipientState
+from posthouse.model.message import EnvelopeRecipient, RecipientState
 from posthouse.testing.smtp import MisbehavingServer
 from posthouse.testing.smtp_misbehaviours import (
     Stage,
@@ -218,8 +219,6 @@ async def test_too_many_recipients_for_one_transaction_follow_at_once(node: Inst
 
 def reply_limit(count: int):  # type: ignore[no-untyped-def]
     """Announce that a transaction takes so many recipients (RFC 9422)."""
-    from dataclasses import replace
-
     return lambda rules: replace(rules, extensions=(*rules.extensions, f"LIMITS RCPTMAX={count}"))
 
 
@@ -606,6 +605,29 @@ async def test_a_report_goes_to_the_sender_where_the_application_asked_for_it(no
     fields = {k: v for part in status[0].get_payload() for k, v in part.items()}  # type: ignore[union-attr]
     assert fields["Action"] == "failed" and fields["Status"] == "5.1.1"
     assert "gone@example.net" in fields["Final-Recipient"]
+
+
+@pytest.mark.parametrize(("offers", "reports"), [(True, 0), (False, 1)])
+async def test_success_is_reported_where_it_was_asked_for_and_the_server_does_not(
+    node: Installation, offers: bool, reports: int
+) -> None:
+    async with MisbehavingServer(*([] if offers else [without("DSN")])) as server:
+        await node.add_server(server)
+        await node.add_application("asking", bounces=True)
+        handover = node.handover(["bob@example.net"], "anna@example.org", b"From: anna@example.org\r\n\r\nx\r\n")
+        recipient = EnvelopeRecipient("bob@example.net", notify="SUCCESS,FAILURE", orcpt="rfc822;bob@example.net")
+        handover.envelope = replace(handover.envelope, recipients=(recipient,), envid="QQ314159")
+        (answer,) = await node.posthouse.submission.accept([handover])
+        assert isinstance(answer, int)
+        await node.until_state(answer, State.DELIVERED)
+        await node.until_state(await node.send(), State.DELIVERED)
+        await until(lambda: len(server.messages) == 2 + reports, "the report")
+    found = [m for m in server.messages if m.mail_from == ""]
+    assert len(found) == reports
+    if found:
+        assert b"Action: relayed" in found[0].content and b"QQ314159" in found[0].content
+    else:
+        assert "NOTIFY=SUCCESS,FAILURE" in server.messages[0].recipient_parameters["bob@example.net"]
 
 
 @pytest.mark.parametrize(
