@@ -73,6 +73,8 @@ NEW_MAIL_SHARE = 0.25
 MAX_IN_HAND = 5_000
 CLAIM = 500
 REROUTE = 500
+# How often it is written down when a server last took something.
+NOTE_S = 5.0
 # How long stopping waits for messages that are on the wire.
 DRAIN_S = 20.0
 
@@ -138,6 +140,7 @@ class Lane:
         self.delivered = 0
         self.rate = 0.0
         self.delivered_before = 0
+        self.delivered_noted = 0
         self.probing = False
         self.generation = 0
 
@@ -206,6 +209,7 @@ class Delivery:
         self._jobs: dict[int, Job] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._wake = asyncio.Event()
+        self._noted_at = 0.0
         self._running = False
         self._stopping = False
         self._last_contact = 0.0
@@ -684,7 +688,9 @@ class Delivery:
             # Another connection of this lane has said so already.
             self._give_back(lane)
             return
-        detail = hold.detail if outcome is None or outcome.reply is None else f"{hold.detail} {outcome.reply}".strip()
+        detail = hold.detail
+        if outcome is not None and outcome.reply is not None and outcome.detail:
+            detail = f"{detail} {outcome.reply}"
         new = replace(
             state,
             held=hold.scope.value,
@@ -780,13 +786,14 @@ class Delivery:
     def _configuration_changed(self, before: Directory, now: Directory) -> None:
         for server_id, lane in list(self._lanes.items()):
             record = now.servers.get(server_id)
-            if record is None or not record.value.enabled:
-                self._retire_lane(lane, gone=record is None)
-                if record is not None:
-                    lane.record = record
-            elif record.version != lane.record.version or now.added_pem(record) != before.added_pem(lane.record):
+            if record is None:
+                self._retire_lane(lane, gone=True)
+            elif _has_changed(before, now, record):
                 lane.record = record
                 self._retire_lane(lane, gone=False)
+        for server_id in [i for i, state in self._states.items() if state.held]:
+            record = now.servers.get(server_id)
+            if record is not None and _has_changed(before, now, record):
                 self._try_again_after_edit(server_id)
         self._wake.set()
 
@@ -827,6 +834,7 @@ class Delivery:
                 for lane in self._lanes.values():
                     lane.measure()
                     self._end_idle(lane)
+                await self._note_deliveries()
             try:
                 await self._claim_due()
             except PosthouseError as error:
@@ -835,6 +843,22 @@ class Delivery:
             except Exception:
                 log.exception("delivery: scheduling failed")
                 await asyncio.sleep(0.5)
+
+    async def _note_deliveries(self) -> None:
+        """Write down, now and then, when each server last took something."""
+        if self.monotonic() - self._noted_at < NOTE_S:
+            return
+        self._noted_at = self.monotonic()
+        done = {i: lane for i, lane in self._lanes.items() if lane.delivered != lane.delivered_noted}
+        if not done:
+            return
+        now_ms = self._clock.now_ms()
+        for server_id, lane in done.items():
+            lane.delivered_noted = lane.delivered
+            self._states[server_id] = replace(self.state_of(server_id), last_delivery_ms=now_ms)
+        self._in_background(
+            self._database.write(lambda connection: server_state.note_deliveries(connection, list(done), now_ms))
+        )
 
     async def _claim_due(self) -> None:
         await self._read_states()
@@ -1084,6 +1108,12 @@ def _wants_success(recipient: QueuedRecipient, outcome: Outcome, session: Sessio
         and session is not None
         and not session.facts.passes_on_dsn
     )
+
+
+def _has_changed(before: Directory, now: Directory, record: ServerRecord) -> bool:
+    """Whether connections to the server would be made otherwise than before."""
+    earlier = before.servers.get(record.id)
+    return earlier is None or earlier.version != record.version or before.added_pem(earlier) != now.added_pem(record)
 
 
 def _with_sender(record: ServerRecord, message: QueuedMessage) -> tuple[str, bytes, tuple[str, ...]]:

@@ -47,6 +47,15 @@ def store(connection: Connection, state: ServerState) -> ServerState:
     return state
 
 
+def note_deliveries(connection: Connection, server_ids: list[int], now_ms: int) -> None:
+    """The servers have taken something just now. No reason for other nodes to read them again."""
+    for server_id in server_ids:
+        where = _TABLE.c.server_id == server_id
+        if not connection.execute(update(_TABLE).where(where).values(last_delivery_ms=now_ms)).rowcount:
+            state = ServerState(server_id, last_delivery_ms=now_ms)
+            connection.execute(insert(_TABLE).values(**{n: getattr(state, n) for n in ServerState.__slots__}))
+
+
 def forget(connection: Connection, server_id: int) -> None:
     """The server is gone."""
     connection.execute(delete(_TABLE).where(_TABLE.c.server_id == server_id))

@@ -294,6 +294,31 @@ async def test_a_wrong_password_holds_the_server_and_an_edit_releases_it_at_once
     assert server.sessions[-1].logins == [("office", "right")]
 
 
+async def test_an_edit_after_a_restart_has_the_server_tried_at_once(tmp_path: Path) -> None:
+    auth = {"type": "password", "username": "office", "password": "wrong"}
+    async with MisbehavingServer(auth_refused()) as server:
+        async with installation(tmp_path) as node:
+            await node.add_application()
+            server_id = await node.add_server(server, auth=auth, allow_cleartext_password=True)
+            message_id = await node.send()
+            await node.until_held(server_id)
+            await node.until_state(message_id, State.WAITING)
+        async with installation(tmp_path) as node:
+            assert node.posthouse.delivery.state_of(server_id).held == "account"
+            server.misbehave()
+            await node.edit_server(server_id, auth={**auth, "password": "right"})
+            await node.until_state(message_id, State.DELIVERED)
+
+
+async def test_it_is_noted_when_a_server_last_took_something(node: Installation) -> None:
+    async with MisbehavingServer() as server:
+        server_id = await node.add_server(server)
+        before = node.posthouse.clock.now_ms()
+        await node.until_state(await node.send(), State.DELIVERED)
+        state = node.posthouse.delivery.state_of
+        await until(lambda: (state(server_id).last_delivery_ms or 0) >= before, "the delivery is noted")
+
+
 async def test_one_hanging_server_holds_up_no_other(node: Installation) -> None:
     async with MisbehavingServer(hang_at(Stage.GREETING)) as slow, MisbehavingServer() as quick:
         await node.add_server(quick)
