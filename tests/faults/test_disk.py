@@ -1,6 +1,7 @@
 """F5: the disk is full, read-only, or answers with errors. Needs root (a small file system is mounted) and strace."""
 
 import contextlib
+import itertools
 import os
 import subprocess
 import time
@@ -94,9 +95,12 @@ def assert_refused_for_space(hub: Hub) -> None:
 def submit_until_refused(hub: Hub) -> None:
     """Submit until the first refusal, which must be a temporary one."""
 
+    numbers = itertools.count()
+
     def refused() -> bool:
+        content = message_octets(f"filling-{next(numbers)}", ["f@example.org"], "Filling", 100_000)
         with hub.smtp() as dialogue:
-            reply = dialogue.send(message_octets("filling", ["f@example.org"], "Filling", 100_000), ["f@example.org"])
+            reply = dialogue.send(content, ["f@example.org"])
         assert reply[:3] in ("250", "452"), reply
         return reply.startswith("452")
 

@@ -21,7 +21,11 @@ class SmtpDialogue:
     def __init__(self, port: int, *, timeout_s: float = 30.0) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=timeout_s)
         self._file = self.socket.makefile("rb")
-        self.greeting = self.reply()
+        try:
+            self.greeting = self.reply()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -91,7 +95,11 @@ class Hub:
 
     def smtp(self, *, timeout_s: float = 30.0) -> SmtpDialogue:
         dialogue = SmtpDialogue(self.node.smtp_port, timeout_s=timeout_s)
-        dialogue.say("EHLO test.example.org")
+        try:
+            dialogue.say("EHLO test.example.org")
+        except BaseException:
+            dialogue.close()
+            raise
         return dialogue
 
     def submit(self, recipients: Sequence[str] = (), *, octets: int = 500, ledger: Ledger | None = None) -> str:

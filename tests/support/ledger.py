@@ -112,12 +112,13 @@ class Verdict:
         return bad
 
 
-def compare(ledger: Ledger, arrivals: Iterable[Arrival]) -> Verdict:
-    """Lost = acknowledged minus arrived; doubled = arrived more than once."""
+def compare(ledger: Ledger, arrivals: Iterable[Arrival], *, until: float = float("inf")) -> Verdict:
+    """Lost = acknowledged (before `until`) minus arrived; doubled = arrived more than once."""
     seen: dict[tuple[str, str], list[float]] = {}
     for arrival in arrivals:
         seen.setdefault((arrival.token, arrival.recipient), []).append(arrival.at)
-    owed = {(entry.token, recipient) for entry in ledger.entries() for recipient in entry.recipients}
+    entries = [entry for entry in ledger.entries() if entry.at < until]
+    owed = {(entry.token, recipient) for entry in entries for recipient in entry.recipients}
     return Verdict(
         sorted(owed - seen.keys()),
         {key: times for key, times in seen.items() if len(times) > 1},

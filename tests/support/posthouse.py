@@ -88,6 +88,10 @@ class PosthouseProcess:
             self._token = str(made["token"])
         return self._token
 
+    def share_token(self, other: "PosthouseProcess") -> None:
+        """Use the token of another node of the same installation."""
+        self._token = other.token
+
     def start(self, *, timeout_s: float = 30.0) -> None:
         """Start `posthouse serve` and return when /healthz answers 200."""
         arguments = [
