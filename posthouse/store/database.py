@@ -48,6 +48,8 @@ PATIENCE_S = 3.5
 STUCK_S = 2.0
 PROBE_S = 2
 READERS = 4
+# PostgreSQL ends a transaction in which nothing was said for so long; shorter than a lease.
+IDLE_TRANSACTION_S = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,11 +271,13 @@ class Database:
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_immediate if writer else _begin_deferred)
             return engine
-        return sqlalchemy.create_engine(
+        engine = sqlalchemy.create_engine(
             self.url, pool_size=READERS, max_overflow=4, pool_pre_ping=True,
             connect_args={"connect_timeout": 3, "application_name": "posthouse", "keepalives_idle": 10,
                           "tcp_user_timeout": 5000},
         )  # fmt: skip
+        event.listen(engine, "connect", _prepare_postgres)
+        return engine
 
     def _connect(self) -> Connection:
         try:
@@ -617,6 +621,13 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _prepare_postgres(connection: Any, _record: Any) -> None:
+    """A node that is frozen within a transaction would keep its rows from those who take its work over (threat F8)."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_TRANSACTION_S}s'")
+    connection.commit()
 
 
 def _begin_immediate(connection: Connection) -> None:

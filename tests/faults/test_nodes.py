@@ -1,12 +1,15 @@
 """F7, F8: two nodes on one PostgreSQL: each message once, one configuration, and a node that dies or freezes."""
 
+import contextlib
 import os
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
 from tests.support.hub import Hub
@@ -28,8 +31,8 @@ class Pair:
         self.first = first
         self.second = second
 
-    def load(self, ledger: Ledger) -> Load:
-        options = LoadOptions(smtp_sessions=6, rest_sessions=2, api_key=self.first.api_key, pause_s=0.03)
+    def load(self, ledger: Ledger, *, pause_s: float = 0.03) -> Load:
+        options = LoadOptions(smtp_sessions=6, rest_sessions=1, api_key=self.first.api_key, pause_s=pause_s)
         nodes = [self.first.node, self.second.node]
         return Load(ledger, [n.smtp_port for n in nodes], [n.http_port for n in nodes], options)
 
@@ -132,13 +135,14 @@ def test_a_node_that_dies_is_replaced_and_one_that_freezes_overwrites_and_repeat
     pair: Pair, start_node: Callable[[str], Hub], sink: LedgerSink, ledger: Ledger
 ) -> None:
     third = start_node("third")
-    sink.rules.dot_delay_s = 0.05
+    sink.rules.dot_delay_s = 0.02
     with pair.load(ledger) as load:
         wait_for_more(ledger, 150)
         lost_at = time.monotonic()
         pair.first.node.kill9()
         os.kill(pair.second.node.pid, signal.SIGSTOP)
-        with Pair(third, third).load(ledger) as more:
+        load.stop()
+        with Pair(third, third).load(ledger, pause_s=0.2) as more:
             # What both had in hand is taken over while new mail goes on.
             wait_until(
                 lambda: not compare(ledger, sink.arrivals(), until=lost_at).lost,
@@ -150,7 +154,6 @@ def test_a_node_that_dies_is_replaced_and_one_that_freezes_overwrites_and_repeat
             wait_until(lambda: time.monotonic() > lost_at + FROZEN_S, "the end of the freeze", timeout_s=FROZEN_S)
             os.kill(pair.second.node.pid, signal.SIGCONT)
             more.stop()
-        load.stop()
     settle_accounts(third, sink, ledger, [lost_at + 0.05])
 
 
@@ -160,3 +163,49 @@ def test_without_the_key_ring_a_second_node_refuses_to_start(
     """Otherwise it would answer valid credentials as wrong ones, and send with empty passwords."""
     with pytest.raises(NotReady):
         start_posthouse("third", database=database_url)
+
+
+def test_a_frozen_transaction_is_ended_by_the_database_before_a_lease_is_over(
+    pair: Pair, sink: LedgerSink, ledger: Ledger
+) -> None:
+    """Whatever a frozen node has locked is free for those who take its work over."""
+    database = str(pair.first.node.database)
+    with pair.load(ledger, pause_s=0.0), psycopg.connect(database, autocommit=True) as watcher:
+        frozen = False
+        for _ in range(400):
+            os.kill(pair.first.node.pid, signal.SIGSTOP)
+            inside = watcher.execute(
+                "SELECT pid FROM pg_stat_activity WHERE application_name = 'posthouse'"
+                " AND state = 'idle in transaction' AND backend_xid IS NOT NULL"
+            ).fetchall()
+            pids = [pid for (pid,) in inside if _belongs_to(pair.first.node.pid, watcher, pid)]
+            if pids:
+                frozen = True
+                break
+            os.kill(pair.first.node.pid, signal.SIGCONT)
+            time.sleep(0.003)  # another moment
+        assert frozen, "the node was never met within a transaction"
+        wait_until(
+            lambda: not watcher.execute("SELECT 1 FROM pg_stat_activity WHERE pid = ANY(%s)", [pids]).fetchall(),
+            "the end of the frozen transaction",
+            timeout_s=30,
+            every_s=0.3,
+        )
+        os.kill(pair.first.node.pid, signal.SIGCONT)
+    settle_accounts(pair.second, sink, ledger, [])
+
+
+def _belongs_to(pid: int, watcher: "psycopg.Connection[tuple[Any, ...]]", backend: int) -> bool:
+    """Say whether a backend of the database serves this process, by the port of its connection."""
+    found = watcher.execute("SELECT client_port FROM pg_stat_activity WHERE pid = %s", [backend]).fetchone()
+    return found is not None and found[0] in _local_ports(pid)
+
+
+def _local_ports(pid: int) -> set[int]:
+    """Give the local ports of the TCP connections of a process."""
+    inodes = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            inodes.add(os.readlink(link).removeprefix("socket:[").removesuffix("]"))
+    lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    return {int(fields[1].rpartition(":")[2], 16) for fields in lines if fields[9] in inodes}
