@@ -105,6 +105,12 @@ async def test_signing_out_ends_the_session_on_the_server(web: Web, sandbox: Any
     assert "Sign out" not in again.text
 
 
+async def test_browsers_are_not_told_to_hide_where_our_own_forms_come_from(web: Web) -> None:
+    # With no-referrer a browser sends "Origin: null" with the form of the sign-in page, and is refused as foreign.
+    answer = await web.caller(None).get("/")
+    assert answer.headers["referrer-policy"] == "same-origin"
+
+
 @pytest.mark.parametrize(
     "headers",
     [
