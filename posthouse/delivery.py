@@ -442,16 +442,11 @@ class Delivery:
 
     async def _send(self, lane: Lane, session: Session, job: Job) -> None:
         message = job.message
-        mail_from, header = message.mail_from, message.header
+        header = message.header
+        envelope = message.envelope or _envelope(message)
         if lane.record.value.sender_address is not None:
             mail_from, header, job.changes = _with_sender(lane.record, message)
-        envelope = Envelope(
-            mail_from,
-            tuple(EnvelopeRecipient(r.address, r.notify, r.orcpt) for r in message.recipients),
-            message.ret,
-            message.envid,
-            bool(message.traits & (Traits.UTF8_HEADER | Traits.UTF8_ADDRESS)),
-        )
+            envelope = replace(envelope, mail_from=mail_from)
         size = message.size - len(message.header) + len(header)
         content = StoredContent(header, message.body, size, message.traits, message.id, self._contents)
         mark = self._mark_writer(job) if lane.record.value.uncertain is UncertainPolicy.HOLD else None
@@ -553,6 +548,7 @@ class Delivery:
             self._done(lane, job)
             if again:
                 job.message.recipients = again
+                job.message.envelope = None
                 self._enqueue_again(lane, job)
 
         self._database.append(Append(rows, done, keep=True))
@@ -1107,6 +1103,17 @@ def _wants_success(recipient: QueuedRecipient, outcome: Outcome, session: Sessio
         and "SUCCESS" in recipient.notify.upper()
         and session is not None
         and not session.facts.passes_on_dsn
+    )
+
+
+def _envelope(message: QueuedMessage) -> Envelope:
+    """The envelope for the recipients that are in hand."""
+    return Envelope(
+        message.mail_from,
+        tuple(EnvelopeRecipient(r.address, r.notify, r.orcpt) for r in message.recipients),
+        message.ret,
+        message.envid,
+        bool(message.traits & (Traits.UTF8_HEADER | Traits.UTF8_ADDRESS)),
     )
 
 

@@ -373,7 +373,7 @@ class Submission:
             job = QueuedMessage(
                 message_id, handover.tenant_id, handover.application_id, now_ms, envelope.mail_from, envelope.ret,
                 envelope.envid, size, int(traits), handover.expires_ms, header_message_id, INLINE if inline else STORED,
-                header, received.body, [],
+                header, received.body, [], envelope if len(routes) == 1 else None,
             )  # fmt: skip
             send_at_ms = handover.send_at_ms if waits else None
             self._add_recipients(built, job, route, recipients, handover.priority, send_at_ms)

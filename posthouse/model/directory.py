@@ -7,6 +7,7 @@ new one when the configuration version has grown (`store/configuration.py`); nob
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from posthouse.model.address import AddressSet
 from posthouse.model.application import Application, Network, parse_network
@@ -56,6 +57,8 @@ class Directory:
     owned: dict[int, list[int]] = field(default_factory=dict)
     filters: dict[int, AddressSet] = field(default_factory=dict)
     allowed_senders: dict[int, AddressSet] = field(default_factory=dict)
+    # What model/routing.py has found to be the same for all messages of a tenant.
+    usual_routes: dict[int, Any] = field(default_factory=dict)
     _off_reason: str | None = "The configuration has not been read."
     _networks: dict[int, dict[int, dict[int, int]]] = field(default_factory=dict)
     _admitted: dict[str, int] = field(default_factory=dict)

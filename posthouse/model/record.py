@@ -175,7 +175,8 @@ def _merge(
     merged = dict(shape)
     for name, entry in patch.items():
         info = model.model_fields.get(name) if model is not None else None
-        if entry is None and prefix + name not in secrets:
+        if entry is None and prefix + name not in secrets and (model is None or info is not None):
+            # An unknown name stays, and is refused with the rest: a misspelt one must not look like a change.
             merged.pop(name, None)
         elif isinstance(entry, Mapping):
             present = merged.get(name)

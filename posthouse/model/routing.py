@@ -17,6 +17,8 @@ from posthouse.model.server import SenderOverride, Utf8Headers
 # RFC 3192 section 2, and the short form number@fax.
 _FAX = re.compile(r"(?i)^(?:/?fax=[^@]*@.+|\+?[0-9]+@fax)$")
 
+_UTF8 = Traits.UTF8_HEADER | Traits.UTF8_ADDRESS
+
 # Why a server was chosen: the code stands on the recipient, the sentence in the timeline.
 REASONS = {
     "named": "named by the application",
@@ -58,6 +60,11 @@ def choose(
     """The server for a recipient. Raises NoRoute where none can carry it, NotFound where the named one is not there."""
     if named_server_id is not None:
         return _named(directory, tenant_id, sender, need, named_server_id)
+    usual = directory.usual_routes.get(tenant_id)
+    if usual is None:
+        usual = directory.usual_routes[tenant_id] = _usual_route(directory, tenant_id)
+    if isinstance(usual, Route) and not need.traits & _UTF8:
+        return usual
     passed: list[str] = []
     for owner in dict.fromkeys((tenant_id, 0)):
         for server_id, reason in _candidates(directory, owner, sender):
@@ -72,6 +79,19 @@ def choose(
         else "There is no server that this message could leave through.",
         remedy="Change the message, or ask the administrator to add a server that can carry it.",
     )
+
+
+def _usual_route(directory: Directory, tenant_id: int) -> Route | bool:
+    """The route that every message of the tenant takes, where neither sender nor size matters; False where they do."""
+    if directory.filters:
+        return False
+    server_id = directory.defaults.get(tenant_id, directory.defaults.get(0))
+    if server_id is None:
+        return False
+    record = directory.servers[server_id]
+    if not record.value.enabled or record.value.max_message_octets is not None:
+        return False
+    return Route(record, "tenant-default" if record.tenant_id else "global-default")
 
 
 def _named(directory: Directory, tenant_id: int, sender: Address | None, need: Need, server_id: int) -> Route:
@@ -112,6 +132,6 @@ def why_not(directory: Directory, record: ServerRecord, sender: Address | None, 
         return "it does not send for this sender"
     if value.max_message_octets is not None and need.size > value.max_message_octets:
         return f"its limit is {value.max_message_octets} octets and the message has {need.size}"
-    if need.traits & (Traits.UTF8_HEADER | Traits.UTF8_ADDRESS) and value.utf8_headers is Utf8Headers.NO:
+    if need.traits & _UTF8 and value.utf8_headers is Utf8Headers.NO:
         return "it takes no UTF-8 in headers or addresses"
     return None

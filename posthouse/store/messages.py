@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 
 from posthouse.errors import NotFound
-from posthouse.model.message import RecipientState, WaitingReason
+from posthouse.model.message import Envelope, RecipientState, WaitingReason
 from posthouse.store import schema
 from posthouse.store.content import PRUNED
 from posthouse.store.database import Statement, insert_into
@@ -93,6 +93,8 @@ class QueuedMessage:
     header: bytes
     body: bytes | None
     recipients: list[QueuedRecipient]
+    # As it was handed in, where all of it goes to one server; spares delivery to put it together again.
+    envelope: Envelope | None = None
 
 
 # ---------------------------------------------------------------- delivery
