@@ -119,20 +119,23 @@ def refusal_of(error: ValidationError) -> Exception:
 
 
 def refuse_unknown_parameters(request: Request) -> None:
-    """A filter that is misspelt must not widen what is asked for: unknown query parameters are refused."""
+    """Refuse unknown query parameters, and repeated ones: a misspelt filter must not widen what is asked for."""
     route = request.scope.get("route")
     dependant = getattr(route, "dependant", None)
-    known = _query_names(dependant) if isinstance(dependant, Dependant) else set()
-    unknown = [name for name in request.query_params if name not in known]
-    if unknown:
+    known = _query_parameters(dependant) if isinstance(dependant, Dependant) else {}
+    given = [name for name, _ in request.query_params.multi_items()]
+    if any(name not in known for name in given):
         offered = ", ".join(sorted(known)) or "none"
-        raise InvalidInput(
-            [FieldProblem("query", "unknown-parameter", f"There is an unknown query parameter. Known here: {offered}.")]
-        )
+        sentence = f"There is an unknown query parameter. Known here: {offered}."
+        raise InvalidInput([FieldProblem("query", "unknown-parameter", sentence)])
+    for name in given:
+        if not known[name] and given.count(name) > 1:
+            raise InvalidInput.of(name, "repeated-parameter", "This parameter stands once.")
 
 
-def _query_names(dependant: Dependant) -> set[str]:
-    names = {parameter.alias for parameter in dependant.query_params}
+def _query_parameters(dependant: Dependant) -> dict[str, bool]:
+    """The query parameters of a route, and whether each may be repeated."""
+    found = {p.alias: "list[" in str(p.field_info.annotation) for p in dependant.query_params}
     for inner in dependant.dependencies:
-        names |= _query_names(inner)
-    return names
+        found |= _query_parameters(inner)
+    return found

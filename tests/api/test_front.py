@@ -34,6 +34,7 @@ SECRET = "kt5w-canary-of-the-front"
         ("GET", "/api/v1/servers?limit=ten", 422, "invalid-input"),
         ("GET", "/api/v1/servers?enabled=1", 422, "invalid-input"),
         ("GET", "/api/v1/servers?nmae=office", 422, "invalid-input"),
+        ("GET", "/api/v1/servers?name=a&name=b", 422, "invalid-input"),
         ("GET", "/api/v1/messages?since=yesterday", 422, "invalid-input"),
         ("GET", "/api/v1/messages?text=%00", 422, "invalid-input"),
         ("GET", "/api/v1/messages?cursor=x", 422, "invalid-input"),

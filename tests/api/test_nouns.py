@@ -217,7 +217,7 @@ async def test_settings_are_changed_by_a_merge_patch(web: Web, administrator: ht
     headers = {"Content-Type": "application/merge-patch+json"}
     on = await administrator.patch("/api/v1/settings", content=b'{"sending_enabled": null}', headers=headers)
     assert (on.json()["sending_enabled"], on.json()["warnings"]) == (True, [])
-    for wrong in ({"sending_enabled": 1}, {"max_hops": 0}, {"nothing": 1}, {"retry_delays_s": [0]}):
+    for wrong in ({"sending_enabled": 1}, {"max_hops": 0}, {"nothing": 1}, {"nothing": None}, {"retry_delays_s": [0]}):
         is_problem(await administrator.patch("/api/v1/settings", json=wrong), 422, "invalid-input")
     audit = (await administrator.get("/api/v1/audit?noun=settings")).json()["items"]
     assert audit[-1]["changes"] == {"sending_enabled": [True, False]}
