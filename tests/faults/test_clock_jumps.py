@@ -68,7 +68,7 @@ def test_mail_goes_on_in_its_own_time_when_the_clock_jumps(
     wait_until(lambda: len(hub.queue()) > 0 and hub.in_queue() == 3, "three waiting recipients", timeout_s=10)
     clock.jump_to(jump)
     jumped_at = time.monotonic()
-    assert abs(_clock_of(hub) - time.time()) > 10_000, "the clock of the process did not jump"
+    wait_until(lambda: abs(_clock_of(hub) - time.time()) > 10_000, "the jump as the process sees it", timeout_s=5)
     wait_until(lambda: not compare(ledger, sink.arrivals()).lost, "all mail that is due", timeout_s=20)
     assert time.monotonic() - jumped_at < 15
     # And back.
