@@ -32,14 +32,14 @@ from posthouse.errors import (
     StoreFull,
     TooManyRequests,
 )
-from posthouse.model.address import Address, AddressFault, AddressSet, parse_address, parse_header_addresses
+from posthouse.model.address import AddressFault, AddressSet, parse_address, parse_header_addresses
 from posthouse.model.application import Application
 from posthouse.model.directory import Directory
 from posthouse.model.identifier import IdentifierSource, format_id
 from posthouse.model.limits import FailureThrottle
 from posthouse.model.message import Envelope, EnvelopeRecipient, Origin, RecipientState, Traits, WaitingReason
 from posthouse.model.record import Record
-from posthouse.model.routing import Need, Route, choose, is_fax
+from posthouse.model.routing import Need, Route, choose, is_fax, routing_sender
 from posthouse.protocol.headers import (
     HeaderFacts,
     HeaderTooLong,
@@ -418,7 +418,7 @@ class Submission:
         self, directory: Directory, handover: Handover, header_from: bytes, need: Need
     ) -> list[tuple[Route, list[EnvelopeRecipient]]]:
         """The recipients by route. Today every recipient of a message takes the same one, but for fax numbers."""
-        sender = _routing_sender(directory, header_from, handover.envelope.mail_from)
+        sender = routing_sender(directory, header_from, handover.envelope.mail_from)
         if handover.server_id is not None and handover.application_id:
             application = directory.applications.get(handover.application_id)
             if application is None or not application.value.may_name_server:
@@ -612,19 +612,6 @@ def _header_traits(facts: HeaderFacts, envelope: Envelope) -> int:
     ):
         traits |= Traits.UTF8_ADDRESS
     return traits
-
-
-def _routing_sender(directory: Directory, header_from: bytes, mail_from: str) -> Address | None:
-    """The address that from_filters are compared with: From, else the envelope's. Read only where a filter exists."""
-    if not directory.filters:
-        return None
-    try:
-        addresses = parse_header_addresses(header_from) if header_from else []
-        if addresses:
-            return addresses[0].address
-        return parse_address(mail_from) if mail_from else None
-    except AddressFault:
-        return None
 
 
 def _shown(value: bytes) -> str:

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 
 from posthouse.errors import NoRoute, NotFound
-from posthouse.model.address import Address
+from posthouse.model.address import Address, AddressFault, parse_address, parse_header_addresses
 from posthouse.model.directory import Directory, ServerRecord
 from posthouse.model.message import Traits
 from posthouse.model.server import SenderOverride, Utf8Headers
@@ -52,6 +52,19 @@ class Need:
 def is_fax(address: str) -> bool:
     """Whether the recipient is a fax number (RFC 3192)."""
     return _FAX.match(address) is not None
+
+
+def routing_sender(directory: Directory, header_from: bytes | str, mail_from: str) -> Address | None:
+    """The address that from_filters are compared with: From, else the envelope's. Read only where a filter exists."""
+    if not directory.filters:
+        return None
+    try:
+        addresses = parse_header_addresses(header_from) if header_from else []
+        if addresses:
+            return addresses[0].address
+        return parse_address(mail_from) if mail_from else None
+    except AddressFault:
+        return None
 
 
 def choose(

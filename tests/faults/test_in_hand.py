@@ -115,7 +115,7 @@ async def test_a_message_cut_off_once_is_tried_again_however_often_its_server_wa
 async def test_a_message_that_brings_the_process_down_each_time_is_set_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("posthouse.delivery.MAX_CUT_OFF", 3)
+    monkeypatch.setattr("posthouse.delivery.claiming.MAX_CUT_OFF", 3)
     async with MisbehavingServer() as server:
         for life in range(6):
             async with installation(tmp_path) as node:

@@ -1,48 +1,46 @@
-"""Delivery: brings what was accepted to its servers.
-
-Each server has a lane: a bounded queue in memory, connections that are kept, and the reason why it is held, if it is.
-What submission has just committed comes in already leased; what waits in the store is claimed in batches, by server,
-when a lane has room. A worker per connection takes messages one after the other; the outcome of each recipient goes
-through `model/policy.py` and is recorded with the next commit. A lane in trouble holds up no other.
-
-Leases last 30 s and are renewed for all messages in hand by one batched heartbeat; an outcome is written with the number
-of its lease, so that what another node took over meanwhile is not overwritten. A node that cannot write, or that has
-lost contact to its database for 5 s, starts nothing.
-"""
+"""The delivery job: lanes and their workers, outcomes, the schedule, and leases. The package says how it goes together."""
 
 import asyncio
-import collections
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import structlog
 
 from posthouse.clock import Clock
-from posthouse.errors import NoRoute, NotFound, PosthouseError
-from posthouse.model.address import Address, AddressFault, parse_address
+from posthouse.delivery.claiming import claim, new_server, reroute
+from posthouse.delivery.holding import OPERATOR, Holding
+from posthouse.delivery.lanes import LEASE_S, Job, Lane, dismiss
+from posthouse.delivery.outcomes import (
+    attempt_data,
+    envelope_of,
+    outcome_item,
+    remote_of,
+    settle_values,
+    split_too_many,
+    wants_success,
+    with_servers_sender,
+)
+from posthouse.errors import PosthouseError
 from posthouse.model.directory import Directory, ServerRecord
 from posthouse.model.identifier import IdentifierSource
-from posthouse.model.message import Envelope, EnvelopeRecipient, RecipientState, Traits, WaitingReason
+from posthouse.model.message import RecipientState, WaitingReason
 from posthouse.model.outcome import Outcome, Result, Scope, Stage
 from posthouse.model.policy import (
     MAX_BROKEN_CONNECTIONS,
-    MAX_CUT_OFF,
     Decision,
     History,
     Hold,
     decide,
     hold_for,
 )
-from posthouse.model.routing import Need, choose
-from posthouse.model.server import SenderOverride, UncertainPolicy
-from posthouse.model.timeline import ATTEMPT, CUT_OFF, EXPIRED, REROUTED, SERVER_HELD, SERVER_RELEASED, SET_ASIDE
+from posthouse.model.server import UncertainPolicy
+from posthouse.model.timeline import ATTEMPT, EXPIRED
 from posthouse.protocol.faults import DeliveryFault
-from posthouse.protocol.sender import with_sender
-from posthouse.store import messages, server_state
+from posthouse.store import messages
 from posthouse.store.content import ContentStore, StoredContent
-from posthouse.store.database import Append, Connection, Database, Statement
+from posthouse.store.database import Append, Database, Statement
 from posthouse.store.directory_source import DirectorySource
 from posthouse.store.messages import (
     INSERT_CAPTURED,
@@ -59,7 +57,6 @@ from posthouse.transports.base import Session, Transport
 
 log = structlog.get_logger()
 
-LEASE_S = 30.0
 HEARTBEAT_S = 8.0
 # Promise 3: a node without contact to its database starts no transaction.
 CONTACT_S = 5.0
@@ -69,8 +66,6 @@ LIMITED_FOR_S = 10.0
 POLL_S = 1.0
 # New mail keeps this share of a lane, so that a backlog never starves it (threat F13).
 NEW_MAIL_SHARE = 0.25
-# A lane never holds more than this many messages, whatever its rate.
-MAX_IN_HAND = 5_000
 CLAIM = 500
 REROUTE = 500
 # How often it is written down when a server last took something.
@@ -92,19 +87,6 @@ class Reports(Protocol):
         none is due."""
 
 
-@dataclass(slots=True)
-class Job:
-    """A message in hand, with those recipients that go to one server."""
-
-    message: QueuedMessage
-    # Monotonic: the lease holds until then.
-    deadline: float
-    lost: bool = False
-    fallback_for: int = 0
-    # What the server's rules changed in the message, as sentences.
-    changes: tuple[str, ...] = ()
-
-
 class Counters:
     """What /metrics shows of delivery."""
 
@@ -117,47 +99,6 @@ class Counters:
         self.deferred = 0
         self.uncertain = 0
         self.tls_fallbacks = 0
-
-
-class Lane:
-    """The way to one server on this node."""
-
-    def __init__(self, record: ServerRecord) -> None:
-        self.record = record
-        self.queue: collections.deque[Job] = collections.deque()
-        # Messages reserved, queued or on the wire.
-        self.in_hand = 0
-        self.workers: set[asyncio.Task[None]] = set()
-        # Workers with an open connection and nothing to send, and since when; the longest idle first.
-        self.idle: collections.deque[tuple[asyncio.Future[Job | None], float]] = collections.deque()
-        self.working: set[int] = set()
-        # More is due in the store than the lane could take.
-        self.has_backlog = False
-        self.broken_connections = 0
-        # The server took no more connections than `limit` at once; until then (monotonic) no more are tried.
-        self.limit = 0
-        self.limited_until = 0.0
-        self.delivered = 0
-        self.rate = 0.0
-        self.delivered_before = 0
-        self.delivered_noted = 0
-        self.probing = False
-        self.generation = 0
-
-    @property
-    def name(self) -> str:
-        """The server's name."""
-        return self.record.name
-
-    def capacity(self) -> int:
-        """What may be in hand: what the server takes in a third of a lease, at first twice its connections."""
-        return min(MAX_IN_HAND, max(2 * self.record.value.max_connections, int(self.rate * LEASE_S / 3)))
-
-    def measure(self) -> None:
-        """Called each second."""
-        done = self.delivered - self.delivered_before
-        self.delivered_before = self.delivered
-        self.rate = max(float(done), self.rate * 0.9)
 
 
 class JobGuard:
@@ -202,10 +143,7 @@ class Delivery:
         self._memory_octets = memory_octets
         self._octets = 0
         self._lanes: dict[int, Lane] = {}
-        self._states: dict[int, ServerState] = {}
-        self._state_stamp = 0
-        # Servers whose state is being written, and how many writes are under way.
-        self._unwritten: collections.Counter[int] = collections.Counter()
+        self.holding = Holding(database, ids, clock)
         self._jobs: dict[int, Job] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._wake = asyncio.Event()
@@ -265,8 +203,7 @@ class Delivery:
         """Whether the lane takes a new message now; if so its place is kept."""
         if not self._running or self._stopping or self._octets + size > self._memory_octets:
             return False
-        state = self._states.get(server_id)
-        if state is not None and state.held:
+        if self.holding.is_held(server_id):
             return False
         lane = self._lane(server_id)
         if lane is None or not lane.record.value.enabled or self._database.down_since is not None:
@@ -443,9 +380,9 @@ class Delivery:
     async def _send(self, lane: Lane, session: Session, job: Job) -> None:
         message = job.message
         header = message.header
-        envelope = message.envelope or _envelope(message)
+        envelope = message.envelope or envelope_of(message)
         if lane.record.value.sender_address is not None:
-            mail_from, header, job.changes = _with_sender(lane.record, message)
+            mail_from, header, job.changes = with_servers_sender(lane.record, message)
             envelope = replace(envelope, mail_from=mail_from)
         size = message.size - len(message.header) + len(header)
         content = StoredContent(header, message.body, size, message.traits, message.id, self._contents)
@@ -506,7 +443,7 @@ class Delivery:
         message = job.message
         now_ms = self._clock.now_ms()
         self._draw_consequences(lane, job, outcomes)
-        again = self._split_too_many(message, outcomes)
+        again = split_too_many(message, outcomes)
         rows: list[Row] = []
         items: list[dict[str, Any]] = []
         reported: list[tuple[QueuedRecipient, Outcome]] = []
@@ -516,16 +453,16 @@ class Delivery:
                 continue
             decision = self._decide(lane, message, recipient, outcome, now_ms)
             delivered += outcome.result is Result.DELIVERED
-            if decision.is_failure or _wants_success(recipient, outcome, session):
+            if decision.is_failure or wants_success(recipient, outcome, session):
                 reported.append((recipient, outcome))
             failures += decision.is_failure
-            rows.append((SETTLE, _settle_values(recipient, outcome, decision, now_ms)))
-            items.append(_outcome_item(recipient, outcome))
+            rows.append((SETTLE, settle_values(recipient, outcome, decision, now_ms)))
+            items.append(outcome_item(recipient, outcome))
         rows.append((INSERT_EVENT, self._attempt_event(lane, job, items, session, now_ms)))
         if delivered and getattr(session, "keeps", False):
             rows.append((INSERT_CAPTURED, (message.id, lane.record.id, now_ms)))
         self._count(lane, outcomes, failures)
-        report = self.reports.rows_for(message, reported, _remote(session)) if reported and self.reports else None
+        report = self.reports.rows_for(message, reported, remote_of(session)) if reported and self.reports else None
         if report is not None:
             rows += report[0]
         self._record(lane, job, rows, report[1] if report else None, again)
@@ -553,12 +490,6 @@ class Delivery:
 
         self._database.append(Append(rows, done, keep=True))
 
-    @staticmethod
-    def _split_too_many(message: QueuedMessage, outcomes: list[Outcome]) -> list[QueuedRecipient]:
-        """Recipients that the server wants in another transaction; they follow at once, if this one took any."""
-        later = [r for r, o in zip(message.recipients, outcomes, strict=True) if o.cause == "too-many-recipients"]
-        return later if len(later) < len(outcomes) else []
-
     def _decide(
         self, lane: Lane, message: QueuedMessage, recipient: QueuedRecipient, outcome: Outcome, now_ms: int
     ) -> Decision:
@@ -584,7 +515,7 @@ class Delivery:
                 lane.broken_connections = 0
                 self._works_again(lane)
                 return
-            hold = hold_for(outcome, self._failures_in_a_row(lane))
+            hold = hold_for(outcome, self.state_of(lane.record.id).failures)
             if hold is not None:
                 self._hold(lane, hold, outcome)
                 return
@@ -592,7 +523,7 @@ class Delivery:
                 lane.broken_connections += 1
                 if lane.broken_connections >= MAX_BROKEN_CONNECTIONS:
                     broken = replace(outcome, scope=Scope.SERVER, result=Result.DEFERRED)
-                    self._hold(lane, hold_for(broken, self._failures_in_a_row(lane)), broken)
+                    self._hold(lane, hold_for(broken, self.state_of(lane.record.id).failures), broken)
                 return
             if outcome.scope in (Scope.RECIPIENT, Scope.MESSAGE):
                 # It speaks with us: what it said concerns the message.
@@ -615,20 +546,9 @@ class Delivery:
     def _attempt_event(
         self, lane: Lane, job: Job, items: list[dict[str, Any]], session: Session | None, now_ms: int
     ) -> tuple[Any, ...]:
-        data: dict[str, Any] = {"outcomes": items}
-        if session is not None:
-            facts = session.facts
-            data["remote"] = facts.remote
-            data["tls"] = facts.tls_version
-            if facts.tls_fell_back:
-                data["tls_fell_back"] = True
-        if job.changes:
-            data["changes"] = job.changes
-        if job.fallback_for:
-            held = self._directory.current.servers.get(job.fallback_for)
-            data["fallback_for"] = held.name if held else ""
         message = job.message
-        return event_row(self._ids(), now_ms, ATTEMPT, message.tenant_id, message.id, lane.record.id, data)
+        data = attempt_data(job, items, session, self._directory.current)
+        return event_row(self._ids(now_ms), now_ms, ATTEMPT, message.tenant_id, message.id, lane.record.id, data)
 
     def _expire(self, lane: Lane, job: Job) -> None:
         now_ms = self._clock.now_ms()
@@ -636,7 +556,7 @@ class Delivery:
         decision = Decision(RecipientState.EXPIRED, is_failure=True)
         outcome = Outcome(Result.REJECTED, Scope.NOBODY, Stage.SENDER, cause="expired", detail="It expired.")
         rows: list[Row] = [
-            (SETTLE, _settle_values(r, outcome, replace(decision, uncertain=r.uncertain), now_ms))
+            (SETTLE, settle_values(r, outcome, replace(decision, uncertain=r.uncertain), now_ms))
             for r in message.recipients
         ]
         rows.append(
@@ -666,102 +586,36 @@ class Delivery:
 
     # ------------------------------------------------------------ holding servers
 
-    def state_of(self, server_id: int) -> ServerState:
-        """Why a server is held, as this node knows it."""
-        return self._states.get(server_id) or ServerState(server_id)
-
-    def _failures_in_a_row(self, lane: Lane) -> int:
-        return self.state_of(lane.record.id).failures
-
     def _hold(self, lane: Lane, hold: Hold | None, outcome: Outcome | None = None) -> None:
         """Hold the server: its queue goes back to the store and waits, or to the fallback."""
         if hold is None:
             return
-        server_id = lane.record.id
-        state = self.state_of(server_id)
-        now_ms = self._clock.now_ms()
-        if state.held == "operator" or (state.held and state.next_try_ms > now_ms):
-            # Another connection of this lane has said so already.
-            self._give_back(lane)
-            return
-        detail = hold.detail
-        if outcome is not None and outcome.reply is not None and outcome.detail:
-            detail = f"{detail} {outcome.reply}"
-        new = replace(
-            state,
-            held=hold.scope.value,
-            cause=hold.cause,
-            detail=detail,
-            since_ms=state.since_ms if state.held else now_ms,
-            next_try_ms=now_ms + int(hold.delay_s * 1000),
-            failures=state.failures + 1,
-        )
-        lane.probing = False
-        lane.broken_connections = 0
-        self._set_state(new, first=not state.held)
+        if self.holding.hold(lane.record, hold, outcome):
+            lane.probing = False
+            lane.broken_connections = 0
         self._give_back(lane)
         # A fallback may take the queue now.
         self._wake.set()
-        log.warning(
-            "delivery: server held", server=lane.name, cause=hold.cause, detail=detail, for_s=round(hold.delay_s)
-        )
 
     def _works_again(self, lane: Lane) -> None:
-        state = self._states.get(lane.record.id)
         lane.probing = False
-        if state is None or (not state.held and not state.failures) or state.held == "operator":
-            return
-        self._set_state(replace(state, held="", cause="", detail="", next_try_ms=0, failures=0), first=bool(state.held))
-        self._wake.set()
-        log.info("delivery: server works again", server=lane.name)
+        if self.holding.works_again(lane.record):
+            self._wake.set()
 
-    def _set_state(self, state: ServerState, *, first: bool) -> None:
-        """Put a server's state in force here at once, and on the other nodes by the store."""
-        self._states[state.server_id] = state
-        record = self._directory.current.servers.get(state.server_id)
-        row = event_row(
-            self._ids(), self._clock.now_ms(), SERVER_HELD if state.held else SERVER_RELEASED,
-            record.tenant_id if record else 0, 0, state.server_id,
-            {
-                "cause": state.cause, "detail": state.detail, "next_try_ms": state.next_try_ms,
-                "server": record.name if record else "",
-            },
-        )  # fmt: skip
-
-        def write(connection: Connection) -> None:
-            server_state.store(connection, state)
-            if first:
-                messages.add_event(connection, row)
-
-        self._in_background(self._write_state(state.server_id, write))
-
-    async def _write_state(self, server_id: int, write: Callable[[Connection], Any]) -> None:
-        """Write a server's state; until that is done, what is read of it from the store is older than what we know."""
-        self._unwritten[server_id] += 1
-        try:
-            await self._database.write(write)
-        finally:
-            self._unwritten[server_id] -= 1
-            if not self._unwritten[server_id]:
-                del self._unwritten[server_id]
+    def state_of(self, server_id: int) -> ServerState:
+        """Why a server is held, as this node knows it."""
+        return self.holding.state_of(server_id)
 
     async def hold_by_operator(self, server_id: int, detail: str) -> None:
         """An operator holds the server until it is released. In force everywhere within 1 s."""
-        now_ms = self._clock.now_ms()
-        state = replace(
-            self.state_of(server_id), held="operator", cause="operator", detail=detail, since_ms=now_ms, next_try_ms=0
-        )
-        self._states[server_id] = state
+        await self.holding.hold_by_operator(server_id, detail)
         lane = self._lanes.get(server_id)
         if lane is not None:
             self._give_back(lane)
-        await self._write_state(server_id, lambda connection: server_state.store(connection, state))
 
     async def release(self, server_id: int) -> None:
         """The server is tried again now, whatever held it."""
-        state = replace(self.state_of(server_id), held="", cause="", detail="", next_try_ms=0, failures=0)
-        self._states[server_id] = state
-        await self._write_state(server_id, lambda connection: server_state.store(connection, state))
+        await self.holding.release(server_id)
         self._wake.set()
 
     def wake(self) -> None:
@@ -787,10 +641,10 @@ class Delivery:
             elif _has_changed(before, now, record):
                 lane.record = record
                 self._retire_lane(lane, gone=False)
-        for server_id in [i for i, state in self._states.items() if state.held]:
+        for server_id in self.holding.held():
             record = now.servers.get(server_id)
             if record is not None and _has_changed(before, now, record):
-                self._try_again_after_edit(server_id)
+                self.holding.try_now(record)
         self._wake.set()
 
     def _retire_lane(self, lane: Lane, *, gone: bool) -> None:
@@ -803,19 +657,13 @@ class Delivery:
 
     def _dismiss_idle(self, lane: Lane) -> None:
         while lane.idle:
-            _dismiss(lane.idle.popleft()[0])
+            dismiss(lane.idle.popleft()[0])
 
     def _end_idle(self, lane: Lane) -> None:
         """Close connections that have been idle for longer than the server's setting."""
         before = self.monotonic() - lane.record.value.idle_s
         while lane.idle and lane.idle[0][1] <= before:
-            _dismiss(lane.idle.popleft()[0])
-
-    def _try_again_after_edit(self, server_id: int) -> None:
-        """Somebody has mended it, perhaps: no need to wait for the next try."""
-        state = self._states.get(server_id)
-        if state is not None and state.held and state.held != "operator":
-            self._set_state(replace(state, next_try_ms=self._clock.now_ms()), first=False)
+            dismiss(lane.idle.popleft()[0])
 
     # ------------------------------------------------------------ scheduling
 
@@ -848,13 +696,9 @@ class Delivery:
         done = {i: lane for i, lane in self._lanes.items() if lane.delivered != lane.delivered_noted}
         if not done:
             return
-        now_ms = self._clock.now_ms()
-        for server_id, lane in done.items():
+        for lane in done.values():
             lane.delivered_noted = lane.delivered
-            self._states[server_id] = replace(self.state_of(server_id), last_delivery_ms=now_ms)
-        self._in_background(
-            self._database.write(lambda connection: server_state.note_deliveries(connection, list(done), now_ms))
-        )
+        self.holding.note_deliveries(list(done))
 
     async def _claim_due(self) -> None:
         await self._read_states()
@@ -875,8 +719,8 @@ class Delivery:
         state = self.state_of(record.id)
         probe = False
         if state.held:
-            if state.held == "operator" or state.next_try_ms > now_ms:
-                if state.held != "operator":
+            if state.held == OPERATOR or state.next_try_ms > now_ms:
+                if state.held != OPERATOR:
                     await self._claim_into_fallback(record, now_ms)
                 return
             probe = True
@@ -922,15 +766,9 @@ class Delivery:
         now_ms = self._clock.now_ms()
         deadline = self.monotonic() + LEASE_S
 
-        def work(connection: Connection) -> tuple[list[QueuedMessage], list[QueuedMessage]]:
-            rows, cut = messages.claim(
-                connection, server_id, now_ms, now_ms + int(LEASE_S * 1000), limit, never_uncertain=into_fallback
-            )
-            aside = self._set_aside(connection, cut, server_id, now_ms)
-            claimed = messages.load_claimed(connection, [row for row in rows if row.id not in aside])
-            return claimed, []
-
-        claimed, _ = await self._database.write(work)
+        claimed = await self._database.write(
+            lambda connection: claim(connection, self._ids, server_id, now_ms, limit, into_fallback=into_fallback)
+        )
         lane.has_backlog = sum(len(m.recipients) for m in claimed) >= limit
         for message in claimed:
             job = Job(message, deadline, fallback_for=server_id if into_fallback else 0)
@@ -939,33 +777,6 @@ class Delivery:
             self._enqueue(lane, job)
         if lane.has_backlog and lane.in_hand < lane.capacity() // 2:
             self._wake.set()
-
-    def _set_aside(self, connection: Connection, cut: list[Any], server_id: int, now_ms: int) -> set[int]:
-        """Recipients whose attempt was cut off: note it, and set aside those that are marked or were cut off too often."""
-        aside: set[int] = set()
-        told: set[int] = set()
-        for row in cut:
-            marked = row.reason == int(WaitingReason.UNCERTAIN_HELD)
-            # The lease grows with probes and releases too, so it only says whether a count is worth its while.
-            too_often = (
-                row.lease - row.attempts >= MAX_CUT_OFF
-                and messages.count_events(connection, row.message_id, CUT_OFF) + 1 >= MAX_CUT_OFF
-            )
-            kind, data = CUT_OFF, {}
-            if marked or too_often:
-                aside.add(row.id)
-                kind = SET_ASIDE
-                data = {"detail": "its last reply was lost and the server's rule is to hold." if marked
-                        else "the process ended too often while it was in hand."}  # fmt: skip
-                messages.change_waiting(
-                    connection, row.message_id, [row.id],
-                    {"state": int(RecipientState.UNCERTAIN), "reason": int(WaitingReason.UNCERTAIN_HELD), "changed_ms": now_ms},
-                    [int(RecipientState.SENDING)],
-                )  # fmt: skip
-            if row.message_id not in told:
-                told.add(row.message_id)
-                messages.add_event(connection, event_row(self._ids(), now_ms, kind, 0, row.message_id, server_id, data))
-        return aside
 
     async def _reroute(self, server_id: int) -> None:
         """The server is gone: its queue is routed again; what may be delivered already waits for a person (F26)."""
@@ -976,44 +787,9 @@ class Delivery:
         if not rows:
             return
         directory = self._directory.current
-        plans = [(row, self._new_server(directory, row)) for row in rows]
-
-        def work(connection: Connection) -> None:
-            for row, target in plans:
-                was_in_hand = row.state == int(RecipientState.SENDING)
-                if row.uncertain or was_in_hand:
-                    messages.change_waiting(
-                        connection, row.message, [row.id],
-                        {"state": int(RecipientState.UNCERTAIN), "reason": int(WaitingReason.UNCERTAIN_HELD)},
-                        [row.state],
-                    )  # fmt: skip
-                    if was_in_hand:
-                        data = {"detail": "its server was deleted while it was in hand, and may have taken it."}
-                        messages.add_event(
-                            connection,
-                            event_row(self._ids(), now_ms, SET_ASIDE, row.tenant_id, row.message, server_id, data),
-                        )
-                elif target:
-                    messages.reroute(connection, [row.id], target, "re-routed", now_ms)
-                    messages.add_event(
-                        connection, event_row(self._ids(), now_ms, REROUTED, row.tenant_id, row.message, target, {})
-                    )
-                else:
-                    messages.reroute(connection, [row.id], server_id, "re-routed", now_ms + 60_000)
-
-        await self._database.write(work)
+        plans = [(row, new_server(directory, row)) for row in rows]
+        await self._database.write(lambda connection: reroute(connection, self._ids, plans, server_id, now_ms))
         self._wake.set()
-
-    @staticmethod
-    def _new_server(directory: Directory, row: Any) -> int:
-        sender: Address | None = None
-        with contextlib.suppress(AddressFault):
-            sender = parse_address(row.mail_from) if row.mail_from else None
-        try:
-            need = Need(row.size, row.traits)
-            return choose(directory, tenant_id=row.tenant_id, sender=sender, need=need).server.id
-        except (NoRoute, NotFound):
-            return 0
 
     # ------------------------------------------------------------ leases and nodes
 
@@ -1058,20 +834,10 @@ class Delivery:
         self._last_contact = self.monotonic()
 
     async def _read_states(self) -> None:
-        stamp = self._state_stamp
-        for state in await self._database.read(lambda connection: server_state.load_since(connection, stamp)):
-            self._state_stamp = max(self._state_stamp, state.stamp)
-            if state.server_id in self._unwritten:
-                continue
-            self._states[state.server_id] = state
-            if state.held:
-                lane = self._lanes.get(state.server_id)
-                if lane is not None and state.next_try_ms > self._clock.now_ms():
-                    self._give_back(lane)
-
-    def _in_background(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        task.add_done_callback(_log_failure)
+        for state in await self.holding.read():
+            lane = self._lanes.get(state.server_id)
+            if lane is not None and state.held and state.next_try_ms > self._clock.now_ms():
+                self._give_back(lane)
 
     # ------------------------------------------------------------ what is shown
 
@@ -1085,78 +851,7 @@ class Delivery:
         return lane.delivered if lane else 0
 
 
-def _dismiss(waiter: asyncio.Future[Job | None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
-
-
-def _log_failure(task: "asyncio.Future[Any]") -> None:
-    if not task.cancelled() and task.exception() is not None:
-        log.error("delivery: a state could not be written", error=str(task.exception()))
-
-
-def _wants_success(recipient: QueuedRecipient, outcome: Outcome, session: Session | None) -> bool:
-    """Whether the sender asked to hear of success and the server will not say it (RFC 3461 section 4.1)."""
-    return (
-        bool(recipient.notify)
-        and outcome.result is Result.DELIVERED
-        and "SUCCESS" in recipient.notify.upper()
-        and session is not None
-        and not session.facts.passes_on_dsn
-    )
-
-
-def _envelope(message: QueuedMessage) -> Envelope:
-    """The envelope for the recipients that are in hand."""
-    return Envelope(
-        message.mail_from,
-        tuple(EnvelopeRecipient(r.address, r.notify, r.orcpt) for r in message.recipients),
-        message.ret,
-        message.envid,
-        bool(message.traits & (Traits.UTF8_HEADER | Traits.UTF8_ADDRESS)),
-    )
-
-
 def _has_changed(before: Directory, now: Directory, record: ServerRecord) -> bool:
     """Whether connections to the server would be made otherwise than before."""
     earlier = before.servers.get(record.id)
     return earlier is None or earlier.version != record.version or before.added_pem(earlier) != now.added_pem(record)
-
-
-def _with_sender(record: ServerRecord, message: QueuedMessage) -> tuple[str, bytes, tuple[str, ...]]:
-    """Envelope sender, header and what was changed, after the server's rule on senders. The null sender stays."""
-    value = record.value
-    assert value.sender_address is not None
-    replaces = value.sender_override is SenderOverride.ALWAYS
-    header, changes = with_sender(message.header[:-2], value.sender_address, value.sender_name, replace=replaces)
-    mail_from = message.mail_from
-    if replaces and mail_from and mail_from != value.sender_address:
-        mail_from = value.sender_address
-        changes += ("The envelope sender was replaced by the server's.",)
-    return mail_from, header + b"\r\n", changes
-
-
-def _remote(session: Session | None) -> str:
-    return session.facts.remote if session is not None else ""
-
-
-def _settle_values(recipient: QueuedRecipient, outcome: Outcome, decision: Decision, now_ms: int) -> tuple[Any, ...]:
-    last = str(outcome.reply) if outcome.reply is not None else outcome.detail
-    return (
-        int(decision.state), int(decision.reason), now_ms + int(decision.delay_s * 1000),
-        recipient.attempts + decision.counts, decision.uncertain, now_ms, last[:1000].replace("\x00", ""),
-        recipient.id, recipient.lease,
-    )  # fmt: skip
-
-
-def _outcome_item(recipient: QueuedRecipient, outcome: Outcome) -> dict[str, Any]:
-    item: dict[str, Any] = {"r": recipient.id, "result": outcome.result.value}
-    if outcome.reply is not None:
-        item["reply"] = str(outcome.reply)
-    if outcome.detail:
-        item["detail"] = outcome.detail
-    if outcome.result is not Result.DELIVERED:
-        item["stage"] = outcome.stage.value
-        item["cause"] = outcome.cause
-        item["scope"] = outcome.scope.value
-    return item
