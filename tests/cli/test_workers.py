@@ -29,7 +29,9 @@ def test_workers_share_ports_and_work_and_are_started_again(
     start_posthouse: Callable[..., PosthouseProcess], database_url: str, sink: CaptureServer, tmp_path: Path
 ) -> None:
     node = start_posthouse(database=database_url, options=["--workers", "2"])
-    node.cli("server", "add", "office", "--kind", "smtp", "--host", "127.0.0.1", "--port", str(sink.port), "--tls", "none")
+    node.cli(
+        "server", "add", "office", "--kind", "smtp", "--host", "127.0.0.1", "--port", str(sink.port), "--tls", "none"
+    )
     node.cli("application", "add", "scanner", "--network", "127.0.0.0/8")
     assert len(workers_of(node)) == 2
     # The second worker learns of the application within a second.
