@@ -47,6 +47,9 @@ PATIENCE_S = 3.5
 # time and asking for PROBE_S ends within the five seconds of threat F7.
 STUCK_S = 2.0
 PROBE_S = 2
+# However the writer fares, a submission is refused after this time; it is looked for so often.
+LATE_S = 4.25
+LOOK_S = 0.25
 READERS = 4
 # PostgreSQL ends a transaction in which nothing was said for so long; shorter than a lease.
 IDLE_TRANSACTION_S = 10
@@ -69,7 +72,7 @@ class Append:
     `lost`: filled with the indexes of fenced rows that changed nothing: another node got there first.
     """
 
-    __slots__ = ("done", "in_doubt", "keep", "lost", "queued_at", "rows", "unique")
+    __slots__ = ("answered", "done", "in_doubt", "keep", "lost", "queued_at", "rows", "unique")
 
     def __init__(
         self,
@@ -85,6 +88,7 @@ class Append:
         # Identifier of the message row, by which a commit of unknown outcome is looked up; 0 = repeat blindly.
         self.unique = unique
         self.queued_at = time.monotonic()
+        self.answered = False
         self.lost: list[int] = []
         # Set where a commit with these rows may have succeeded although the connection broke.
         self.in_doubt = False
@@ -93,7 +97,7 @@ class Append:
 class Work:
     """A function with a transaction of its own."""
 
-    __slots__ = ("error", "finish", "function", "queued_at", "result")
+    __slots__ = ("answered", "error", "finish", "function", "queued_at", "result")
 
     def __init__(self, function: Callable[[Connection], Any], finish: Callable[["Work"], None]) -> None:
         self.function = function
@@ -101,6 +105,7 @@ class Work:
         self.result: Any = None
         self.error: BaseException | None = None
         self.queued_at = time.monotonic()
+        self.answered = False
 
 
 def insert_into(table: Table) -> Statement:
@@ -160,6 +165,8 @@ class Database:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
         self._queue: queue.SimpleQueue[list[Append | Work] | None] = queue.SimpleQueue()
         self._collected: list[Append | Work] = []
+        # Submissions that are not answered yet, oldest first; looked at in the event loop alone.
+        self._unanswered: collections.deque[Append] = collections.deque()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: Connection | None = None
@@ -181,6 +188,7 @@ class Database:
         self._connection = self._connect()
         self._thread = threading.Thread(target=self._write_forever, name="store-write", daemon=True)
         self._thread.start()
+        self._loop.call_later(LOOK_S, self._refuse_late)
         if not self.is_sqlite:
             self._loop.call_later(STUCK_S / 4, self._look_after_writer)
 
@@ -210,6 +218,8 @@ class Database:
             assert self._loop is not None
             self._loop.call_soon(self._pass_on)
         self._collected.append(operation)
+        if not operation.keep:
+            self._unanswered.append(operation)
 
     def _pass_on(self) -> None:
         collected, self._collected = self._collected, []
@@ -320,6 +330,31 @@ class Database:
             with socket.socket(fileno=os.dup(number)) as shared:
                 shared.shutdown(socket.SHUT_RDWR)
 
+    def _refuse_late(self) -> None:
+        """Runs in the event loop, several times a second: refuse what has waited too long, whatever the writer hangs in
+        (a frozen server, a connection that does not come about, a disk). What is committed after all is one of those
+        messages that may arrive though they were not acknowledged; it is not in hand here, and its lease runs out."""
+        if self._closed or self._loop is None:
+            return
+        now = time.monotonic()
+        for operation in self._unanswered:
+            if now - operation.queued_at < LATE_S:
+                break
+            if not operation.answered:
+                self.down_since = self.down_since if self.down_since is not None else now
+                _deliver_answers([(operation, StoreUnavailable("The database does not answer."))])
+        self._forget_answered()
+        self._loop.call_later(LOOK_S, self._refuse_late)
+
+    def _forget_answered(self) -> None:
+        unanswered = self._unanswered
+        while unanswered and unanswered[0].answered:
+            unanswered.popleft()
+
+    def _deliver(self, answers: list[tuple[Append | Work, PosthouseError | None]]) -> None:
+        _deliver_answers(answers)
+        self._forget_answered()
+
     # ------------------------------------------------------------ the writer thread
 
     def _write_forever(self) -> None:
@@ -329,7 +364,10 @@ class Database:
             stopping = self._take(waiting, stopping) or stopping
             if not waiting:
                 continue
-            batch = _next_batch(waiting)
+            # Those that were refused meanwhile are left out.
+            batch = [operation for operation in _next_batch(waiting) if not operation.answered]
+            if not batch:
+                continue
             answers: list[tuple[Append | Work, PosthouseError | None]] = []
             again = self._run(batch, answers)
             if again:
@@ -549,11 +587,14 @@ class Database:
         if not answers or self._loop is None:
             return
         with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits any more
-            self._loop.call_soon_threadsafe(_deliver_answers, answers)
+            self._loop.call_soon_threadsafe(self._deliver, answers)
 
 
 def _deliver_answers(answers: list[tuple[Append | Work, PosthouseError | None]]) -> None:
     for operation, fault in answers:
+        if operation.answered:
+            continue
+        operation.answered = True
         try:
             if isinstance(operation, Append):
                 operation.done(fault)
