@@ -293,6 +293,7 @@ class Submission:
             raise InvalidInput.of("to", "no-recipient", "The message has no recipient.")
         if len(envelope.recipients) > installation.max_recipients:
             raise InvalidInput.of("to", "too-many-recipients", f"At most {installation.max_recipients} recipients.")
+        self._check_times(handover)
         facts = scan(content.header)
         if facts.received_count >= installation.max_hops:
             raise Refused("The message has passed too many hosts: this is a loop.", code="loop")
@@ -329,6 +330,15 @@ class Submission:
         reason = directory.sending_off_reason()
         if reason is not None:
             raise SendingOff(reason, remedy="An administrator can switch it on again; then send the message again.")
+
+    def _check_times(self, handover: Handover) -> None:
+        if handover.send_at_ms is None and handover.expires_ms is None:
+            return
+        now_ms = self._clock.now_ms()
+        if handover.send_at_ms is not None and handover.send_at_ms > now_ms + MAX_SCHEDULE_MS:
+            raise InvalidInput.of("send_at", "too-far", "A message can be scheduled at most 366 days ahead.")
+        if handover.expires_ms is not None and handover.expires_ms <= max(now_ms, handover.send_at_ms or 0):
+            raise InvalidInput.of("expires_at", "expired", "The message would expire before it could be sent.")
 
     def _check_header_senders(self, directory: Directory, application_id: int, facts: HeaderFacts) -> None:
         """The allow-list holds for From and Sender too, after one strict parse (threat A16)."""

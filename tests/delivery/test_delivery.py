@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from posthouse.errors import NoRoute, SendingOff
+from posthouse.errors import InvalidInput, NoRoute, SendingOff
 from posthouse.model.actor import COMMAND
 from posthouse.model.message import EnvelopeRecipient, RecipientState
 from posthouse.testing.smtp import MisbehavingServer
@@ -693,3 +693,16 @@ async def test_the_sandbox_keeps_mail_and_nothing_leaves(node: Installation) -> 
     assert captured.id == message_id and captured.server_id == record.id
     raw = b"".join([piece async for piece in await node.posthouse.tracking.raw(COMMAND, message_id)])
     assert raw.endswith(b"\r\n\r\nHello.\r\n")
+
+
+async def test_times_that_make_no_sense_are_refused_naming_the_field(node: Installation) -> None:
+    now_ms = node.posthouse.clock.now_ms()
+    await node.posthouse.administration.create(COMMAND, "server", {"kind": "capture", "name": "sandbox"})
+    for field, times in (
+        ("send_at", {"send_at_ms": now_ms + 400 * 86_400_000}),
+        ("expires_at", {"expires_ms": now_ms - 1}),
+        ("expires_at", {"send_at_ms": now_ms + 60_000, "expires_ms": now_ms + 50_000}),
+    ):
+        with pytest.raises(InvalidInput) as caught:
+            await node.send(**times)
+        assert caught.value.field == field
