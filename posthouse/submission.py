@@ -338,7 +338,9 @@ class Submission:
         if handover.send_at_ms is not None and handover.send_at_ms > now_ms + MAX_SCHEDULE_MS:
             raise InvalidInput.of("send_at", "too-far", "A message can be scheduled at most 366 days ahead.")
         if handover.expires_ms is not None and handover.expires_ms <= max(now_ms, handover.send_at_ms or 0):
-            raise InvalidInput.of("expires_at", "expired", "The message would expire before it could be sent.")
+            raise InvalidInput.of(
+                "expires_at", "already-expired", "This must be later than now, and later than send_at."
+            )
 
     def _check_header_senders(self, directory: Directory, application_id: int, facts: HeaderFacts) -> None:
         """The allow-list holds for From and Sender too, after one strict parse (threat A16)."""

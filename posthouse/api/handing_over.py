@@ -8,7 +8,7 @@ from datetime import datetime
 
 from posthouse.api.hub import Posthouse
 from posthouse.api.parameters import milliseconds
-from posthouse.errors import InvalidInput, NotFound, SendingOff
+from posthouse.errors import NotFound, SendingOff
 from posthouse.model.actor import Actor
 from posthouse.model.identifier import parse_id
 from posthouse.model.message import Envelope, Origin
@@ -50,10 +50,6 @@ class Desk:
         tenant_id, server_id = self.resolve(choice)
         self._check_sender(envelope, content.size)
         send_at_ms, expires_ms = milliseconds(choice.send_at), milliseconds(choice.expires_at)
-        if expires_ms is not None and expires_ms <= max(self.hub.clock.now_ms(), send_at_ms or 0):
-            raise InvalidInput.of(
-                "expires_at", "already-expired", "This must be later than now, and later than send_at."
-            )
         return Handover(
             envelope=envelope,
             content=content,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from email import message_from_bytes
 from email.policy import default
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -698,11 +699,12 @@ async def test_the_sandbox_keeps_mail_and_nothing_leaves(node: Installation) -> 
 async def test_times_that_make_no_sense_are_refused_naming_the_field(node: Installation) -> None:
     now_ms = node.posthouse.clock.now_ms()
     await node.posthouse.administration.create(COMMAND, "server", {"kind": "capture", "name": "sandbox"})
-    for field, times in (
+    cases: list[tuple[str, dict[str, Any]]] = [
         ("send_at", {"send_at_ms": now_ms + 400 * 86_400_000}),
         ("expires_at", {"expires_ms": now_ms - 1}),
         ("expires_at", {"send_at_ms": now_ms + 60_000, "expires_ms": now_ms + 50_000}),
-    ):
+    ]
+    for field, times in cases:
         with pytest.raises(InvalidInput) as caught:
             await node.send(**times)
         assert caught.value.field == field
