@@ -70,7 +70,7 @@ class Posthouse:
         self.clock = Clock()
         self._lock: int | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._maintenance: Maintenance | None = None
+        self.maintenance: Maintenance | None = None
         self._http: list[HttpListener] = []
         self.smtp: Listener | None = None
         self.listening = False
@@ -115,8 +115,8 @@ class Posthouse:
         if hasattr(self, "submission"):
             await self.submission.drain()
             await self.delivery.stop()
-        if self._maintenance is not None:
-            await self._maintenance.stop()
+        if self.maintenance is not None:
+            await self.maintenance.stop()
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
@@ -214,7 +214,7 @@ class Posthouse:
             contents=contents,
             delivery=self.delivery,
         )
-        self._maintenance_parts = contents
+        self._contents = contents
 
     def _make_transport(self, record: ServerRecord, directory: Directory) -> Transport:
         """The transport of a server: a new kind is a line here."""
@@ -240,11 +240,11 @@ class Posthouse:
             if resumed:
                 log.info("delivery: taking up what was in hand when the process ended", recipients=resumed)
         self._watch = asyncio.create_task(self.directory_source.watch(), name="directory-watch")
-        self._maintenance = Maintenance(
+        self.maintenance = Maintenance(
             database=self.database,
             directory=self.directory_source,
             clock=self.clock,
-            contents=self._maintenance_parts,
+            contents=self._contents,
             delivery=self.delivery,
             reserve=self.reserve,
             member=self.member,
@@ -254,7 +254,7 @@ class Posthouse:
         )
         if "delivery" in jobs:
             await self.delivery.start()
-        self._maintenance.start()
+        self.maintenance.start()
 
     async def _listen(self) -> None:
         settings, jobs = self.settings, self.settings.wanted_jobs

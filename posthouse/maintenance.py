@@ -7,9 +7,10 @@ messages, replaced secrets, idempotency keys, and bodies that a crash left witho
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -33,6 +34,10 @@ DUTY_LEASE_MS = 60_000
 # An answer about the time that took longer than this is worth nothing.
 FOLLOW_WITHIN_S = 2.0
 BATCH = 500
+# Messages per look for content that can go, and looks per run.
+LOOK = 2_000
+LOOKS = 50
+EXPIRY_OVERLAP_MS = 600_000
 # A body without a row is younger than this while its message is being taken.
 ORPHAN_AGE_MS = 3_600_000
 
@@ -65,6 +70,8 @@ class Maintenance:
         self._write_last_used = write_last_used
         self._prune_secrets = prune_secrets
         self._tasks: list[asyncio.Task[None]] = []
+        self._content_cursor = 0
+        self._expired_until_ms = 0
 
     def start(self) -> None:
         """Begin."""
@@ -130,9 +137,11 @@ class Maintenance:
         )
 
     async def _prune(self) -> None:
-        if not await self._mine("prune", PRUNE_S):
-            return
-        now_ms = self._clock.now_ms()
+        if await self._mine("prune", PRUNE_S):
+            await self.prune(self._clock.now_ms())
+
+    async def prune(self, now_ms: int) -> None:
+        """Remove what has had its time at `now_ms`: captured mail, content, timelines, keys, sessions, old secrets."""
         await self._prune_captured(now_ms)
         await self._prune_content(now_ms)
         await self._prune_messages(now_ms)
@@ -154,19 +163,22 @@ class Maintenance:
                     break
 
     async def _prune_content(self, now_ms: int) -> None:
-        """Content of finished messages after its time."""
+        """Content of finished messages after its time: a bounded number of looks, going on where the last run ended."""
         before = now_ms - self._directory.current.installation.keep_content_s * 1000
-        after = 0
-        while True:
-            rows = await self._database.read(
-                partial(messages.finished_content, before_ms=before, after=after, limit=BATCH)
+        for _ in range(LOOKS):
+            rows, after = await self._database.read(
+                partial(messages.finished_content, before_ms=before, after=self._content_cursor, limit=LOOK)
             )
-            if not rows:
+            await self._drop_content(rows)
+            self._content_cursor = after or 0
+            if after is None:
                 return
-            after = rows[-1].id
-            ids = [row.id for row in rows]
-            await self._database.write(partial(messages.drop_content, message_ids=ids))
-            for row in rows:
+
+    async def _drop_content(self, rows: Sequence[Any]) -> None:
+        for start in range(0, len(rows), BATCH):
+            part = rows[start : start + BATCH]
+            await self._database.write(partial(messages.drop_content, message_ids=[row.id for row in part]))
+            for row in part:
                 if row.content_place == STORED:
                     await asyncio.get_running_loop().run_in_executor(None, self._contents.remove, row.id)
 
@@ -184,9 +196,11 @@ class Maintenance:
 
         def work(connection: Connection) -> None:
             messages.prune_expired(connection, now_ms, now_ms - keep_events_ms)
-            messages.expire_waiting(connection, now_ms)
+            messages.expire_waiting(connection, self._expired_until_ms, now_ms)
 
         await self._database.write(work)
+        # With some overlap, for messages that were on the wire meanwhile.
+        self._expired_until_ms = now_ms - EXPIRY_OVERLAP_MS
 
     async def _sweep(self) -> None:
         """Bodies that a crash left without a row, and files of the spool that nobody writes any more."""

@@ -66,7 +66,8 @@ LIMITED_FOR_S = 10.0
 POLL_S = 1.0
 # New mail keeps this share of a lane, so that a backlog never starves it (threat F13).
 NEW_MAIL_SHARE = 0.25
-CLAIM = 500
+# Their bodies come into memory: at most 256 KiB each.
+CLAIM = 100
 REROUTE = 500
 # How often it is written down when a server last took something.
 NOTE_S = 5.0

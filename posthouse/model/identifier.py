@@ -76,6 +76,11 @@ def parse_id(text: str) -> int | None:
     return value if value < 1 << 63 else None
 
 
+def first_at(ms: int) -> int:
+    """The smallest identifier that can be given out at that time: a border for ranges over time."""
+    return max(0, ms - EPOCH_MS) << (NODE_BITS + COUNTER_BITS)
+
+
 def created_ms(value: int) -> int:
     """When the identifier was given out, in milliseconds since the Unix epoch."""
     return (value >> (NODE_BITS + COUNTER_BITS)) + EPOCH_MS

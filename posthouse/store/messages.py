@@ -26,6 +26,7 @@ from sqlalchemy import (
 )
 
 from posthouse.errors import NotFound
+from posthouse.model.identifier import first_at
 from posthouse.model.message import Envelope, RecipientState, WaitingReason
 from posthouse.store import schema
 from posthouse.store.content import PRUNED
@@ -415,7 +416,8 @@ def prune_expired(connection: Connection, now_ms: int, events_before_ms: int) ->
     for table in (schema.idempotency, schema.session):
         connection.execute(delete(table).where(table.c.expires_ms <= now_ms))
     e = schema.event
-    connection.execute(delete(e).where(e.c.message_id == 0, e.c.at_ms < events_before_ms))
+    # By id, which grows with time: what is younger is not looked at.
+    connection.execute(delete(e).where(e.c.id < first_at(events_before_ms), e.c.message_id == 0))
 
 
 def prune_captured(connection: Connection, server_id: int, keep: int, before_ms: int, limit: int = 500) -> list[int]:
@@ -439,24 +441,31 @@ def prune_captured(connection: Connection, server_id: int, keep: int, before_ms:
     return gone
 
 
-def finished_content(connection: Connection, before_ms: int, after: int, limit: int) -> list[Row[Any]]:
-    """Messages received before `before_ms` (id and place), oldest first after an id, whose content can go: each
-    recipient is finished and no capture server shows it."""
-    m, r = schema.message, schema.recipient
-    return list(
+def finished_content(
+    connection: Connection, before_ms: int, after: int, limit: int
+) -> tuple[list[Row[Any]], int | None]:
+    """Look at the next `limit` messages that have content, from an id on and received before `before_ms`.
+
+    Returns (id and content_place of those whose content can go: every recipient is finished since then and no capture
+    server shows it; the id to go on from, or None at the end). Each look costs the same, whatever is kept behind it.
+    """
+    m, r, c = schema.message, schema.recipient, schema.content
+    window = list(
         connection.execute(
-            select(m.c.id, m.c.content_place)
-            .where(
-                m.c.id > after,
-                m.c.received_ms < before_ms,
-                m.c.content_place != PRUNED,
-                ~exists().where(r.c.message_id == m.c.id, or_(r.c.state < 10, r.c.changed_ms >= before_ms)),
-                ~exists().where(schema.captured.c.message_id == m.c.id),
-            )
-            .order_by(m.c.id)
+            select(c.c.message_id)
+            .where(c.c.message_id > after, c.c.message_id < first_at(before_ms))
+            .order_by(c.c.message_id)
             .limit(limit)
-        )
+        ).scalars()
     )
+    if not window:
+        return [], None
+    query = select(m.c.id, m.c.content_place).where(
+        m.c.id.in_(window),
+        ~exists().where(r.c.message_id == m.c.id, or_(r.c.state < 10, r.c.changed_ms >= before_ms)),
+        ~exists().where(schema.captured.c.message_id == m.c.id),
+    )
+    return list(connection.execute(query)), window[-1] if len(window) == limit else None
 
 
 def drop_content(connection: Connection, message_ids: Sequence[int]) -> None:
@@ -486,7 +495,7 @@ def old_messages(connection: Connection, before_ms: int, limit: int) -> list[int
         connection.execute(
             select(m.c.id)
             .where(
-                m.c.received_ms < before_ms,
+                m.c.id < first_at(before_ms),
                 m.c.content_place == PRUNED,
                 ~exists().where(r.c.message_id == m.c.id, or_(r.c.state < 10, r.c.changed_ms >= before_ms)),
             )
@@ -514,10 +523,11 @@ def which_exist(connection: Connection, message_ids: Sequence[int]) -> set[int]:
     )
 
 
-def expire_waiting(connection: Connection, now_ms: int) -> int:
-    """Waiting recipients of messages past their expiry, which delivery does not come to see (held, disabled, scheduled)."""
+def expire_waiting(connection: Connection, since_ms: int, now_ms: int) -> int:
+    """Waiting recipients of messages that have expired since a time, which delivery does not come to see (held, disabled,
+    scheduled)."""
     r, m = schema.recipient, schema.message
-    late = select(m.c.id).where(m.c.expires_ms.is_not(None), m.c.expires_ms <= now_ms)
+    late = select(m.c.id).where(m.c.expires_ms > since_ms, m.c.expires_ms <= now_ms)
     return connection.execute(
         update(r)
         .where(r.c.message_id.in_(late), r.c.state == WAITING)
