@@ -196,9 +196,9 @@ class Maintenance:
 
         def work(connection: Connection) -> None:
             messages.prune_expired(connection, now_ms, now_ms - keep_events_ms)
-            messages.expire_waiting(connection, self._expired_until_ms, now_ms)
 
         await self._database.write(work)
+        await self._delivery.expire_waiting(self._expired_until_ms, now_ms)
         # With some overlap, for messages that were on the wire meanwhile.
         self._expired_until_ms = now_ms - EXPIRY_OVERLAP_MS
 

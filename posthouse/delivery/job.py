@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -567,6 +568,29 @@ class Delivery:
         failed = [(r, outcome) for r in message.recipients]
         report = self.reports.rows_for(message, failed, "") if self.reports else None
         self._record(lane, job, rows + (report[0] if report else []), report[1] if report else None, [])
+
+    async def expire_waiting(self, since_ms: int, now_ms: int) -> None:
+        """Give up what waits and has expired since a time, where no attempt would come to see it."""
+        while True:
+            deadline, until_ms = self.monotonic() + LEASE_S, now_ms + int(LEASE_S * 1000)
+            by_server = await self._database.write(
+                partial(messages.claim_expired, since_ms=since_ms, now_ms=now_ms, until_ms=until_ms, limit=CLAIM)
+            )
+            found = 0
+            for server_id, claimed in by_server.items():
+                lane = self._lane(server_id)
+                for message in claimed:
+                    found += len(message.recipients)
+                    job = Job(message, deadline)
+                    if lane is None:
+                        self._release([job])
+                        continue
+                    lane.in_hand += 1
+                    self._octets += message.size
+                    self._jobs[id(job)] = job
+                    self._expire(lane, job)
+            if found < CLAIM:
+                return
 
     def _release(self, jobs: Iterable[Job]) -> None:
         """Give leased recipients back to the store, due at once. A lost write is mended by the end of the lease."""

@@ -7,6 +7,7 @@ swept by `sweep`. Memory stays flat: bodies are written and read in pieces.
 
 import asyncio
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
@@ -16,7 +17,7 @@ from typing import BinaryIO, Protocol
 
 from sqlalchemy import Connection, delete, insert, select
 
-from posthouse.errors import InvalidInput, StoreFull
+from posthouse.errors import InvalidInput, LocalFault, StoreFull, StoreUnavailable
 from posthouse.model.identifier import format_id, parse_id
 from posthouse.model.message import Traits
 from posthouse.protocol.headers import split
@@ -142,10 +143,11 @@ class ContentBuffer:
         return traits
 
 
-def _spool_fault(error: OSError) -> StoreFull:
-    return StoreFull(
-        f"The message cannot be kept: {os.strerror(error.errno or 0)}.", remedy="Free space in the data directory."
-    )
+def _spool_fault(error: OSError) -> LocalFault:
+    reason = f"The message cannot be kept: {os.strerror(error.errno or 0)}."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull(reason, remedy="Free space in the data directory.")
+    return StoreUnavailable(reason, remedy="Look at the disk and the limits of the process; then send it again.")
 
 
 def traits_of(body: bytes) -> int:

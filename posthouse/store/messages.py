@@ -15,6 +15,7 @@ from sqlalchemy import (
     Row,
     and_,
     bindparam,
+    case,
     delete,
     exists,
     func,
@@ -133,7 +134,13 @@ def claim(
         connection.execute(
             update(table)
             .where(table.c.id == bindparam("row_id"))
-            .values(state=SENDING, due_ms=until_ms, lease=table.c.lease + 1),
+            .values(
+                state=SENDING,
+                due_ms=until_ms,
+                lease=table.c.lease + 1,
+                # An attempt that was cut off may have delivered it: from now on no other server may get it (promise 1).
+                uncertain=case((and_(table.c.state == SENDING, table.c.uncertain == 0), 1), else_=table.c.uncertain),
+            ),
             [{"row_id": row.id} for row in rows],
         )
     return rows, [row for row in rows if row.state == SENDING]
@@ -144,7 +151,15 @@ def load_claimed(connection: Connection, rows: Sequence[Row[Any]]) -> list[Queue
     by_message: dict[int, list[QueuedRecipient]] = {}
     for row in rows:
         by_message.setdefault(row.message_id, []).append(
-            QueuedRecipient(row.id, row.address, row.notify, row.orcpt, row.lease + 1, row.attempts, row.uncertain)
+            QueuedRecipient(
+                row.id,
+                row.address,
+                row.notify,
+                row.orcpt,
+                row.lease + 1,
+                row.attempts,
+                row.uncertain or int(row.state == SENDING),
+            )
         )
     m, c = schema.message, schema.content
     query = (
@@ -523,13 +538,26 @@ def which_exist(connection: Connection, message_ids: Sequence[int]) -> set[int]:
     )
 
 
-def expire_waiting(connection: Connection, since_ms: int, now_ms: int) -> int:
-    """Waiting recipients of messages that have expired since a time, which delivery does not come to see (held, disabled,
-    scheduled)."""
+def claim_expired(
+    connection: Connection, since_ms: int, now_ms: int, until_ms: int, limit: int
+) -> dict[int, list[QueuedMessage]]:
+    """Lease waiting recipients of messages that have expired since a time, so that they can be given up: those that
+    delivery does not come to see (held, disabled, scheduled). By server."""
     r, m = schema.recipient, schema.message
-    late = select(m.c.id).where(m.c.expires_ms > since_ms, m.c.expires_ms <= now_ms)
-    return connection.execute(
+    query = (
+        select(r)
+        .select_from(m.join(r, r.c.message_id == m.c.id))
+        .where(m.c.expires_ms > since_ms, m.c.expires_ms <= now_ms, r.c.state == WAITING)
+        .limit(limit)
+        .with_for_update(skip_locked=True, of=r)
+    )
+    rows = connection.execute(query).all()
+    by_server: dict[int, list[Row[Any]]] = {}
+    for row in rows:
+        by_server.setdefault(row.server_id, []).append(row)
+    connection.execute(
         update(r)
-        .where(r.c.message_id.in_(late), r.c.state == WAITING)
-        .values(state=int(RecipientState.EXPIRED), changed_ms=now_ms, last="It expired before it could be sent.")
-    ).rowcount
+        .where(r.c.id.in_([row.id for row in rows]))
+        .values(state=SENDING, due_ms=until_ms, lease=r.c.lease + 1)
+    )
+    return {server_id: load_claimed(connection, part) for server_id, part in by_server.items()}

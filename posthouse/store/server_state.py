@@ -3,11 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, text, update
 
 from posthouse.store import schema
 
 _TABLE = schema.server_state
+# Any constant: under this lock stamps are given out in the order of the commits (PostgreSQL; SQLite has one writer).
+_STAMP_LOCK = 7_015_004
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,9 @@ def load_since(connection: Connection, stamp: int) -> list[ServerState]:
 
 def store(connection: Connection, state: ServerState) -> ServerState:
     """Write a server's state; returns it with its new stamp."""
+    if connection.dialect.name == "postgresql":
+        # Two nodes at once must not take the same stamp: the second would never be read.
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _STAMP_LOCK})
     stamp = int(connection.execute(select(func.coalesce(func.max(_TABLE.c.stamp), 0))).scalar_one()) + 1
     state = replace(state, stamp=stamp)
     values = {name: getattr(state, name) for name in ServerState.__slots__}

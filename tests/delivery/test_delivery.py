@@ -465,6 +465,26 @@ async def test_an_uncertain_recipient_never_goes_to_the_fallback(node: Installat
         assert (await node.show(message_id)).state is State.WAITING
 
 
+async def test_what_was_cut_off_by_a_crash_never_goes_to_the_fallback(node: Installation) -> None:
+    async with MisbehavingServer(temporary_at(Stage.GREETING)) as first, MisbehavingServer() as second:
+        backup = await node.add_server(second, name="backup")
+        main = await node.add_server(first, name="main", is_default=True)
+        message_id = await node.send()
+        await node.until_held(main)
+        await node.until_state(message_id, State.WAITING)
+        # As a process leaves it that was killed while it had the message in hand.
+        await node.posthouse.database.write(
+            lambda c: c.exec_driver_sql(f"UPDATE recipient SET state = 2, due_ms = 0 WHERE message_id = {message_id}")
+        )
+        await node.edit_server(main, fallback_server_id=_text(backup))
+        await until(lambda: node.posthouse.delivery.state_of(main).failures >= 2, "main was tried again")
+        shown = await node.until_state(message_id, State.WAITING)
+        assert shown.recipients[0].uncertain == 1
+        fresh = await node.send()
+        await node.until_state(fresh, State.DELIVERED)
+        assert len(second.messages) == 1 and (await node.show(message_id)).state is State.WAITING
+
+
 # ---------------------------------------------------------------- fallback
 
 

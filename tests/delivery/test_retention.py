@@ -94,4 +94,5 @@ async def test_mail_that_expires_behind_a_held_server_shows_it(node: Installatio
     await prune(node, DAY_MS - 60_000)
     assert (await node.show(message_id)).state is RecipientState.WAITING
     await prune(node, DAY_MS + 60_000)
-    assert (await node.show(message_id)).state is RecipientState.EXPIRED
+    await node.until_state(message_id, RecipientState.EXPIRED)
+    assert "It expired before it could be sent." in await node.timeline(message_id)
