@@ -11,7 +11,6 @@ import gc
 import os
 import shutil
 import socket
-import sys
 from pathlib import Path
 
 import structlog
@@ -55,7 +54,6 @@ from posthouse.transports.smtp import SmtpTransport
 log = structlog.get_logger()
 
 CONTROL_SOCKET = "control.sock"
-SWITCH_INTERVAL_S = 0.0005
 # New objects between two looks of the garbage collector. Mail makes few cycles and many objects.
 GC_THRESHOLD = 20_000
 # How long stopping waits for SMTP sessions with a message on the way.
@@ -348,8 +346,6 @@ class Posthouse:
 async def run(settings: Settings, *, started: asyncio.Event | None = None, stop: asyncio.Event) -> None:
     """Serve until `stop` is set."""
     logs.configure(settings.log_format, settings.log_level)
-    # The writer's thread must not wait five milliseconds for each turn while the event loop is busy.
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     posthouse = Posthouse(settings)
     try:
         await posthouse.start()

@@ -39,6 +39,8 @@ T = TypeVar("T")
 
 # More operations per commit than this make the first ones wait for the last without saving a sync.
 BATCH = 256
+# How long an outcome waits for a commit that it can share (design.md promise 1: at most 50 ms).
+LINGER_S = 0.02
 # Rows of one execution on SQLite; a power of two. 16 columns of 64 rows stay far below its 32,766 parameters.
 MANY = 64
 # A submission that cannot be committed within this time is answered with a temporary refusal (threat F7).
@@ -165,6 +167,9 @@ class Database:
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
         self._queue: queue.SimpleQueue[list[Append | Work] | None] = queue.SimpleQueue()
         self._collected: list[Append | Work] = []
+        # What will pass on what was collected: a timer for outcomes, the next turn of the loop for all else.
+        self._passing: asyncio.TimerHandle | None = None
+        self._passes_soon = False
         # Submissions that are not answered yet, oldest first; looked at in the event loop alone.
         self._unanswered: collections.deque[Append] = collections.deque()
         self._thread: threading.Thread | None = None
@@ -213,15 +218,24 @@ class Database:
 
     def append(self, operation: Append) -> None:
         """Queue rows for the next commit. Called in the event loop. What comes in one turn of the loop travels together,
-        so that the writer is woken once for it."""
-        if not self._collected:
-            assert self._loop is not None
-            self._loop.call_soon(self._pass_on)
+        so that the writer is woken once for it. An outcome, for which nobody waits, goes along with the next submission,
+        or after LINGER_S."""
+        assert self._loop is not None
         self._collected.append(operation)
-        if not operation.keep:
-            self._unanswered.append(operation)
+        if operation.keep:
+            if self._passing is None:
+                self._passing = self._loop.call_later(LINGER_S, self._pass_on)
+            return
+        self._unanswered.append(operation)
+        if not self._passes_soon:
+            self._passes_soon = True
+            self._loop.call_soon(self._pass_on)
 
     def _pass_on(self) -> None:
+        if self._passing is not None:
+            self._passing.cancel()
+            self._passing = None
+        self._passes_soon = False
         collected, self._collected = self._collected, []
         if self._closed:
             _deliver_answers([(operation, StoreUnavailable("The database is closed.")) for operation in collected])
