@@ -10,8 +10,8 @@ from posthouse.api.bearer import Speaking
 from posthouse.api.hub import Hub
 from posthouse.api.parameters import DEFAULT_LIMIT, Limit
 from posthouse.api.rendering import identifier_of, json_answer, time_of
+from posthouse.model.fields import IDENTIFIER_PATTERN
 from posthouse.model.identifier import parse_id
-from posthouse.model.server import IDENTIFIER_PATTERN
 
 COMPONENTS: dict[str, openapi.Schema] = {
     "AuditEntry": {

@@ -44,9 +44,9 @@ from posthouse.api.rendering import identifier_of, json_answer
 from posthouse.api.rfc822 import read_message
 from posthouse.errors import FieldProblem, InvalidInput, LocalFault, PosthouseError, SendingOff
 from posthouse.model.actor import Actor, Permission
+from posthouse.model.fields import IDENTIFIER_PATTERN
 from posthouse.model.identifier import parse_id
 from posthouse.model.message import RecipientState
-from posthouse.model.server import IDENTIFIER_PATTERN
 from posthouse.store.messages import MessageFilter
 from posthouse.submission import Handover, IdempotencyKey, call_digest
 

@@ -34,9 +34,9 @@ from posthouse.api.reading import Body, read_body, read_shape
 from posthouse.api.rendering import etag_of, identifier_of, json_answer, object_shape, time_of
 from posthouse.errors import InvalidInput
 from posthouse.model.actor import Actor, Permission
+from posthouse.model.fields import IDENTIFIER_PATTERN
 from posthouse.model.identifier import parse_id
 from posthouse.model.record import Record
-from posthouse.model.server import IDENTIFIER_PATTERN
 
 MERGE_PATCH = "application/merge-patch+json"
 

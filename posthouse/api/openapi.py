@@ -15,9 +15,10 @@ from pydantic.json_schema import models_json_schema
 
 from posthouse.model.application import Application
 from posthouse.model.certificate import Certificate
+from posthouse.model.fields import IDENTIFIER_PATTERN
 from posthouse.model.installation import Installation
 from posthouse.model.record import SECRET_NOT_SET, SECRET_SET
-from posthouse.model.server import IDENTIFIER_PATTERN, SERVER_KINDS
+from posthouse.model.server import SERVER_KINDS
 from posthouse.model.tenant import Tenant
 
 Schema = dict[str, Any]

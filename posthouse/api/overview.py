@@ -18,10 +18,10 @@ from posthouse.api.rendering import identifier_of, json_answer, time_of
 from posthouse.errors import NotFound, PosthouseError
 from posthouse.model.actor import Actor, Permission
 from posthouse.model.address import Address
+from posthouse.model.fields import IDENTIFIER_PATTERN
 from posthouse.model.identifier import parse_id
 from posthouse.model.message import Traits
 from posthouse.model.routing import REASONS, Need, choose, is_fax
-from posthouse.model.server import IDENTIFIER_PATTERN
 from posthouse.sessions import Sessions
 from posthouse.settings import split_listener
 

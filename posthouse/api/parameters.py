@@ -9,8 +9,8 @@ from starlette.convertors import Convertor, register_url_convertor
 
 from posthouse.errors import InvalidInput, NotFound
 from posthouse.model.actor import Actor
+from posthouse.model.fields import IDENTIFIER_PATTERN
 from posthouse.model.identifier import parse_id
-from posthouse.model.server import IDENTIFIER_PATTERN
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000

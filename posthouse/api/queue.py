@@ -15,8 +15,8 @@ from posthouse.api.message_shapes import captured_shape, queue_shape, state_shap
 from posthouse.api.parameters import DEFAULT_LIMIT, Cursor, Identifier, Limit, cursor_number, number_of
 from posthouse.api.reading import Body, read_optional_body
 from posthouse.api.rendering import identifier_of, json_answer, time_of
+from posthouse.model.fields import IDENTIFIER_PATTERN
 from posthouse.model.identifier import created_ms, parse_id
-from posthouse.model.server import IDENTIFIER_PATTERN
 
 
 class Hold(Body):

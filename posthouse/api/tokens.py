@@ -24,8 +24,8 @@ from posthouse.api.rendering import identifier_of, json_answer, time_of
 from posthouse.errors import InvalidInput
 from posthouse.model.consistency import no_such_tenant
 from posthouse.model.directory import Directory
+from posthouse.model.fields import IDENTIFIER_PATTERN, NAME_PATTERN
 from posthouse.model.identifier import parse_id
-from posthouse.model.server import IDENTIFIER_PATTERN, NAME_PATTERN
 from posthouse.store.credentials import CredentialInfo
 
 

@@ -5,8 +5,7 @@ import ipaddress
 from pydantic import field_validator
 
 from posthouse.model.address import AddressFault, normalise_entry
-from posthouse.model.fields import Value, field
-from posthouse.model.server import IDENTIFIER_PATTERN, NAME_PATTERN
+from posthouse.model.fields import Value, comments_field, field, name_field, owner_field
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -18,23 +17,12 @@ WIDEST_PUBLIC_V6 = 56
 class Application(Value):
     """What is configured of an application."""
 
-    name: str = field(
-        label="Name",
-        help="Unique among the applications of its owner.",
-        section="General",
-        min_length=1,
-        max_length=100,
-        pattern=NAME_PATTERN,
-    )
-    tenant_id: str | None = field(
-        None,
-        label="Owner",
-        help="The tenant that the application belongs to. Without one it sends through the global server.",
-        section="General",
-        pattern=IDENTIFIER_PATTERN,
+    name: str = name_field("Unique among the applications of its owner.")
+    tenant_id: str | None = owner_field(
+        "The tenant that the application belongs to. Without one it sends through the global server.",
     )
     enabled: bool = field(True, label="Enabled", help="Otherwise its mail is refused.", section="General")
-    comments: str = field("", label="Comments", help="For your colleagues.", section="General", max_length=4000)
+    comments: str = comments_field()
     networks: tuple[str, ...] = field(
         (),
         label="Networks",

@@ -1,26 +1,14 @@
 """A certificate that was added: trusted for the servers that name it, or for all."""
 
-from posthouse.model.fields import Value, field
-from posthouse.model.server import IDENTIFIER_PATTERN, NAME_PATTERN
+from posthouse.model.fields import Value, comments_field, field, name_field, owner_field
 
 
 class Certificate(Value):
     """What is configured of an added certificate. `pem` may hold several certificates; private keys are refused."""
 
-    name: str = field(
-        label="Name",
-        help="Unique among the certificates of its owner.",
-        section="General",
-        min_length=1,
-        max_length=100,
-        pattern=NAME_PATTERN,
-    )
-    tenant_id: str | None = field(
-        None,
-        label="Owner",
-        help="The tenant whose servers may use it. Without one it is global.",
-        section="General",
-        pattern=IDENTIFIER_PATTERN,
+    name: str = name_field("Unique among the certificates of its owner.")
+    tenant_id: str | None = owner_field(
+        "The tenant whose servers may use it. Without one it is global.",
     )
     pem: str = field(
         label="Certificate",
@@ -36,4 +24,4 @@ class Certificate(Value):
         "that name it.",
         section="General",
     )
-    comments: str = field("", label="Comments", help="For your colleagues.", section="General", max_length=4000)
+    comments: str = comments_field()

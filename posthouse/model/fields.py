@@ -49,6 +49,27 @@ def field(
     return Field(default, title=label, description=help, json_schema_extra=extra, **constraints)
 
 
+NAME_PATTERN = r"^[^\x00-\x1f\x7f]*[^\x00-\x20\x7f][^\x00-\x1f\x7f]*$"
+IDENTIFIER_PATTERN = r"^[0-9a-hjkmnp-tv-z]{13}$"
+
+
+def name_field(help: str) -> Any:
+    """The name of an object, which people see and type."""
+    return field(label="Name", help=help, section="General", min_length=1, max_length=100, pattern=NAME_PATTERN)
+
+
+def owner_field(help: str, *, binds_secret: bool = False) -> Any:
+    """The tenant that an object belongs to; without one it is global."""
+    return field(
+        None, label="Owner", help=help, section="General", binds_secret=binds_secret, pattern=IDENTIFIER_PATTERN
+    )
+
+
+def comments_field() -> Any:
+    """Free text beside an object."""
+    return field("", label="Comments", help="For your colleagues.", section="General", max_length=4000)
+
+
 @dataclass(frozen=True, slots=True)
 class FieldDescription:
     """One declared field as the faces see it. `path` is dotted where the field belongs to a nested value."""

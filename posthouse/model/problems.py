@@ -13,8 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from posthouse.errors import FieldProblem, InvalidInput
-from posthouse.model.fields import bare_annotation, choices_of, meta_of, union_members
-from posthouse.model.server import IDENTIFIER_PATTERN, NAME_PATTERN
+from posthouse.model.fields import IDENTIFIER_PATTERN, NAME_PATTERN, bare_annotation, choices_of, meta_of, union_members
 
 M = TypeVar("M", bound=BaseModel)
 

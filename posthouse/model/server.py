@@ -12,13 +12,11 @@ from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from posthouse.model.address import AddressFault, check_host, normalise_entry, parse_address
 from posthouse.model.auth import Auth, NoAuth, PasswordAuth
-from posthouse.model.fields import Value, field
+from posthouse.model.fields import IDENTIFIER_PATTERN, Value, comments_field, field, name_field, owner_field
 from posthouse.model.tls import TlsMode, TlsVersion, Verification
 
 T = TypeVar("T")
 
-NAME_PATTERN = r"^[^\x00-\x1f\x7f]*[^\x00-\x20\x7f][^\x00-\x1f\x7f]*$"
-IDENTIFIER_PATTERN = r"^[0-9a-hjkmnp-tv-z]{13}$"
 
 # RFC 8314 section 3.3 and 7.3; 25 is what a relay in the own network listens on.
 DEFAULT_PORTS = {
@@ -71,22 +69,11 @@ class UncertainPolicy(StrEnum):
 class ServerCommon(Value):
     """What every kind of server has."""
 
-    name: str = field(
-        label="Name",
-        help="Unique among the servers of its owner.",
-        section="General",
-        min_length=1,
-        max_length=100,
-        pattern=NAME_PATTERN,
-    )
-    tenant_id: str | None = field(
-        None,
-        label="Owner",
-        help="The tenant that the server belongs to. Without one the server is global: it serves every tenant that has "
+    name: str = name_field("Unique among the servers of its owner.")
+    tenant_id: str | None = owner_field(
+        "The tenant that the server belongs to. Without one the server is global: it serves every tenant that has "
         "none of its own.",
-        section="General",
         binds_secret=True,
-        pattern=IDENTIFIER_PATTERN,
     )
     enabled: bool = field(
         True, label="Enabled", help="A server that is not enabled sends nothing and keeps its queue.", section="General"
@@ -98,7 +85,7 @@ class ServerCommon(Value):
         "the present one. An owner's first server becomes the default.",
         section="General",
     )
-    comments: str = field("", label="Comments", help="For your colleagues.", section="General", max_length=4000)
+    comments: str = comments_field()
 
     sender_address: str | None = field(
         None,

@@ -3,20 +3,17 @@
 from pydantic import field_validator
 
 from posthouse.model.application import parse_network
-from posthouse.model.fields import Value, field
-from posthouse.model.server import NAME_PATTERN
+from posthouse.model.fields import Value, comments_field, field, name_field
 
 
 class Tenant(Value):
     """What is configured of a tenant."""
 
-    name: str = field(
-        label="Name", help="Unique.", section="General", min_length=1, max_length=100, pattern=NAME_PATTERN
-    )
+    name: str = name_field("Unique.")
     enabled: bool = field(
         True, label="Enabled", help="Otherwise mail of its applications is refused.", section="General"
     )
-    comments: str = field("", label="Comments", help="For your colleagues.", section="General", max_length=4000)
+    comments: str = comments_field()
     networks: tuple[str, ...] = field(
         (),
         label="Granted networks",

@@ -57,9 +57,12 @@ READERS = 4
 IDLE_TRANSACTION_S = 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Statement:
-    """A prepared statement with `?` for each value, in this order. `fenced`: each row must change exactly one row."""
+    """A prepared statement with `?` for each value, in this order. `fenced`: each row must change exactly one row.
+
+    Each is made once and is equal to itself alone: rows are gathered by it, and hashing its text would cost more than that.
+    """
 
     text: str
     fenced: bool = False
@@ -471,19 +474,16 @@ class Database:
 
     def _write_rows(self, connection: Connection, batch: Iterable[Append | Work]) -> None:
         groups: dict[Statement, list[tuple[Any, ...]]] = {}
-        owners: dict[Statement, list[tuple[Append, int]]] = {}
         for operation in batch:
             if isinstance(operation, Append):
-                for index, (statement, row) in enumerate(operation.rows):
+                for statement, row in operation.rows:
                     groups.setdefault(statement, []).append(row)
-                    if statement.fenced:
-                        owners.setdefault(statement, []).append((operation, index))
         cursor = connection.connection.cursor()
         try:
             for statement, rows in groups.items():
                 changed = self._execute_many(cursor, statement, rows)
                 if statement.fenced and changed != len(rows):
-                    self._find_lost(cursor, statement, rows, owners[statement])
+                    self._find_lost(cursor, statement, batch)
         finally:
             cursor.close()
 
@@ -508,15 +508,16 @@ class Database:
         cursor.execute(_unnested(statement, binary), columns)
         return int(cursor.rowcount)
 
-    def _find_lost(
-        self, cursor: Any, statement: Statement, rows: list[tuple[Any, ...]], owners: list[tuple[Append, int]]
-    ) -> None:
+    def _find_lost(self, cursor: Any, statement: Statement, batch: Iterable[Append | Work]) -> None:
         """Some fenced rows changed nothing. Repeating them one by one shows which: those written change again."""
         text = statement.text if self.is_sqlite else statement.text.replace("?", "%s")
-        for row, (operation, index) in zip(rows, owners, strict=True):
-            cursor.execute(text, row)
-            if cursor.rowcount == 0:
-                operation.lost.append(index)
+        for operation in batch:
+            if isinstance(operation, Append):
+                for index, (each, row) in enumerate(operation.rows):
+                    if each is statement:
+                        cursor.execute(text, row)
+                        if cursor.rowcount == 0:
+                            operation.lost.append(index)
 
     def _forget_committed(self, batch: list[Append | Work]) -> None:
         """After a lost connection: leave out what an earlier commit of unknown outcome has written after all."""
