@@ -13,7 +13,7 @@
     │   ├── MessageTooLarge     above the largest size that can be taken (413 / 552 5.3.4)
     │   └── TooManyRequests     a limit was reached; carries when to come back (429 / 450 4.7.0)
     ├── LocalFault          this installation cannot do its work at present; always temporary
-    │   ├── StoreUnavailable    the database does not answer (503 / 451 4.3.0)
+    │   ├── StoreUnavailable    database or data directory cannot be used (503 / 451 4.3.0)
     │   ├── StoreFull           no space is left (507 / 452 4.3.1)
     │   └── SecretUnreadable    the key ring lacks the key that sealed a secret
     └── ConfigurationError  the process cannot start with these settings
@@ -181,10 +181,10 @@ class LocalFault(PosthouseError):
 
 
 class StoreUnavailable(LocalFault):
-    """The database does not answer. Nothing was accepted; the same request may be sent again."""
+    """The database or the data directory cannot be used. Nothing was accepted; the same request may be sent again."""
 
     code = "store-unavailable"
-    title = "The database does not answer"
+    title = "The store cannot be used at present"
 
 
 class StoreFull(LocalFault):

@@ -41,8 +41,10 @@ T = TypeVar("T")
 BATCH = 256
 # How long an outcome waits for a commit that it can share (design.md promise 1: at most 50 ms).
 LINGER_S = 0.02
-# Rows of one execution on SQLite; a power of two. 16 columns of 64 rows stay far below its 32,766 parameters.
+# Rows of one execution on SQLite. 16 columns of 64 rows stay far below its 32,766 parameters.
 MANY = 64
+# Prepared statements that the driver keeps: each number of rows has its own, for the five statements of the hot path.
+PREPARED = 512
 # A submission that cannot be committed within this time is answered with a temporary refusal (threat F7).
 PATIENCE_S = 3.5
 # A write that takes longer is looked into: is the server slow, or has it stopped answering? Looking four times in this
@@ -293,7 +295,7 @@ class Database:
                 poolclass=sqlalchemy.pool.QueuePool,
                 pool_size=READERS,
                 max_overflow=4,
-                connect_args={"check_same_thread": False, "timeout": 10.0, "cached_statements": 256},
+                connect_args={"check_same_thread": False, "timeout": 10.0, "cached_statements": PREPARED},
             )
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_immediate if writer else _begin_deferred)
@@ -491,13 +493,12 @@ class Database:
         """Run the statement for all rows, many rows at a time. Returns how many rows it changed."""
         if self.is_sqlite:
             # The driver lets go of the interpreter's lock for each execution and has to win it back from a busy event
-            # loop: one execution for 64 rows is what makes the writer quick, not the SQL.
-            changed, start = 0, 0
-            while start < len(rows):
-                size = min(MANY, 1 << ((len(rows) - start).bit_length() - 1))
-                cursor.execute(_many(statement, size), [v for row in rows[start : start + size] for v in row])
+            # loop: one execution for all rows is what makes the writer quick, not the SQL.
+            changed = 0
+            for start in range(0, len(rows), MANY):
+                part = rows[start : start + MANY]
+                cursor.execute(_many(statement, len(part)), [v for row in part for v in row])
                 changed += cursor.rowcount
-                start += size
             return changed
         # One statement with an array per column is several times faster than a statement per row.
         columns = [list(column) for column in zip(*rows, strict=True)]
@@ -687,7 +688,8 @@ def _prepare_postgres(connection: Any, _record: Any) -> None:
 
 
 def _begin_immediate(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    # Past SQLAlchemy's machinery, which would cost more than the statement; once per commit.
+    connection.connection.cursor().execute("BEGIN IMMEDIATE")
 
 
 def _begin_deferred(connection: Connection) -> None:

@@ -44,8 +44,13 @@ async def test_the_queue_of_a_server_that_cannot_be_reached_says_so(
     found = await until(line)
     assert (found["server"], found["held"]) == ("gone", "server")
     assert found["cause"] and found["detail"] and found["next_try_at"] and found["why_waiting"]
-    events = (await administrator.get("/api/v1/events")).json()["items"]
-    assert "server.held" in [event["kind"] for event in events]
+
+    async def event() -> Any:
+        # Written after the state is in force.
+        events = (await administrator.get("/api/v1/events")).json()["items"]
+        return next((each for each in events if each["kind"] == "server.held"), None)
+
+    assert await until(event)
 
 
 async def test_captured_mail_is_listed_and_paged(

@@ -126,12 +126,12 @@ async def test_elsewhere_metrics_need_a_token(web: Web) -> None:
     is_problem(await web.caller("pht_aaaaaaaa_x").get("/metrics"), 401, "not-authenticated")
 
 
-async def test_a_full_disk_answers_507_and_health_stays(
+async def test_a_spool_that_cannot_be_used_answers_503_and_health_stays(
     web: Web, administrator: httpx2.AsyncClient, sandbox: object
 ) -> None:
-    # The spool cannot be written: as a full disk, seen from the content buffer.
+    # A full disk, which answers 507, is tried in tests/faults.
     shutil.rmtree(web.hub.settings.data / "spool")
     raw = b"From: a@b.example\r\nTo: c@d.example\r\n\r\n" + b"x" * 70 + b"\r\n" + b"y\r\n" * 200_000
     answer = await administrator.post("/api/v1/messages", content=raw, headers={"Content-Type": "message/rfc822"})
-    is_problem(answer, 507, "store-full")
+    is_problem(answer, 503, "store-unavailable")
     assert (await administrator.get("/healthz")).status_code == 200
