@@ -150,6 +150,7 @@ class Delivery:
         self._tasks: list[asyncio.Task[None]] = []
         self._wake = asyncio.Event()
         self._noted_at = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._running = False
         self._stopping = False
         self._last_contact = 0.0
@@ -163,6 +164,8 @@ class Delivery:
 
     async def start(self) -> None:
         """Read why servers are held, and begin."""
+        # Asking for the running loop costs a call of the system each time.
+        self._loop = asyncio.get_running_loop()
         self._last_contact = self.monotonic()
         await self._read_states()
         self._running = True
@@ -323,7 +326,8 @@ class Delivery:
             self._wake.set()
         if not connected or self._stopping:
             return None
-        waiter: asyncio.Future[Job | None] = asyncio.get_running_loop().create_future()
+        assert self._loop is not None
+        waiter: asyncio.Future[Job | None] = self._loop.create_future()
         lane.idle.append((waiter, self.monotonic()))
         return await waiter
 
